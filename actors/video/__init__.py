@@ -1,0 +1,1 @@
+"""Files to frames and back: opening, probing, decoding, composing, encoding, joining, sound."""

@@ -1,0 +1,1 @@
+"""The machine: configuration, weights, budget, starting or joining Ray, calling pins."""

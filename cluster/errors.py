@@ -1,0 +1,56 @@
+"""Errors that a user can act on: each names the thing, the place, the reason and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TroupeError(Exception):
+    """Base of every error that Troupe raises on purpose.
+
+    Args:
+        thing: what it happened to, as the user knows it (a file name, a pin, a setting).
+        reason: what is wrong, in one clause.
+        place: where inside the thing (`segment 7 (frames 1680-1919)`), if anywhere.
+        remedy: what the user can do about it.
+
+    Errors cross process borders (Ray, child processes), so they pickle with all four parts.
+    """
+
+    def __init__(self, thing: object, reason: str, *, place: str = "", remedy: str = "") -> None:
+        self.thing = str(thing)
+        self.reason = reason
+        self.place = place
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        head = ": ".join(part for part in (self.thing, self.place, self.reason) if part)
+        return f"{head}; {self.remedy}" if self.remedy else head
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.thing, self.reason, self.place, self.remedy)
+
+
+def _rebuild(kind: type[TroupeError], thing: str, reason: str, place: str, remedy: str) -> TroupeError:
+    return kind(thing, reason, place=place, remedy=remedy)
+
+
+class UsageError(TroupeError):
+    """The command or the configuration asks for something that cannot be; nothing was started."""
+
+
+class MediaError(TroupeError):
+    """An input is refused or turned out broken; other inputs are unaffected."""
+
+
+class WeightsError(TroupeError):
+    """A checkpoint is missing, damaged, or not what its name says."""
+
+
+class ClusterError(TroupeError):
+    """Ray, a pin or a resource is not there, does not fit, or does not answer."""
+
+
+class JobError(TroupeError):
+    """A segment or a video of a job failed; the rest of the job goes on."""

@@ -1,0 +1,1 @@
+"""The shows: planning, lanes, ledger, assembly, and one module a job."""

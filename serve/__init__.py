@@ -1,0 +1,1 @@
+"""The front desk: what answers over HTTP on the same resident pins as the batch jobs."""
