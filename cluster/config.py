@@ -1,0 +1,245 @@
+"""The one configuration: `ray-config.yaml`, a valid Ray Serve file that also holds the pins and the batch defaults.
+
+Each application whose `import_path` is `actors.pin:build` is a pin and its `args` are a `PinSettings`; everything that
+is not Serve's lives under the top-level key `troupe`, which Serve ignores. The defaults here and the shipped file say
+the same, so Troupe also works in a folder without one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cluster.errors import UsageError
+
+PIN_IMPORT_PATH = "actors.pin:build"
+CONFIG_NAME = "ray-config.yaml"
+
+
+class _Frozen(BaseModel):
+    """Settings are values: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PinSettings(_Frozen):
+    """One pin: the models it may host and its share of the machine.
+
+    Attributes:
+        name: the Serve application's name; what lanes ask for.
+        models: catalogue names of the models that this pin may load.
+        num_gpus: share of one GPU; 0 on a machine without one, whatever is written here.
+        num_cpus: Ray's bookkeeping for the replica. Small, so that pins and lanes fit on one core.
+        replicas: processes that hold the models; each takes the share once.
+        torch_threads: threads of a pin that runs on a CPU (Ray gives a process one); 0 means every core of the node.
+        dtype: arithmetic of the networks; `auto` is fp16 on CUDA and fp32 on a CPU.
+        micro_batch: frames a network takes at once on CUDA; always 1 on a CPU.
+        tile: largest input side in pixels before an upscaler works in tiles, 0 for never.
+        resident: models kept loaded at once; the least recently used one makes room.
+        preload: models loaded when the pin starts; the others load on first use.
+        call_timeout_s: how long a caller waits for one call, queueing included.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    models: tuple[str, ...] = Field(min_length=1)
+    num_gpus: float = Field(default=0.4, ge=0, le=1)
+    num_cpus: float = Field(default=0.1, gt=0)
+    replicas: int = Field(default=1, ge=1)
+    torch_threads: int = Field(default=0, ge=0)
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    micro_batch: int = Field(default=4, ge=1)
+    tile: int = Field(default=0, ge=0)
+    resident: int = Field(default=2, ge=1)
+    preload: tuple[str, ...] = ()
+    call_timeout_s: float = Field(default=600, gt=0)
+
+    @model_validator(mode="after")
+    def _preload_is_hosted(self) -> PinSettings:
+        unknown = set(self.preload) - set(self.models)
+        if unknown:
+            raise ValueError(f"preload names models that the pin does not host: {', '.join(sorted(unknown))}")
+        return self
+
+    def pixel_settings(self) -> dict[str, Any]:
+        """What changes the pixels that this pin returns; lanes compare it with their own configuration."""
+        return {"dtype": self.dtype, "micro_batch": self.micro_batch, "tile": self.tile}
+
+
+class BatchSettings(_Frozen):
+    """How a batch job moves frames.
+
+    Attributes:
+        lanes: CPU workers, each taking one run from decode to encoded segments; 0 means one per four cores.
+        lane_cpus: Ray's bookkeeping for a lane. Small, so that pins and lanes fit on one core.
+        window: batches that a lane keeps moving through its pins.
+        batch_mib: largest size of one batch of frames, as it enters or leaves a model.
+        batch_frames: most frames in one batch.
+        segment_seconds: longest segment, the unit of retry and resume.
+        retries: how often a lost call, row or lane is repeated before it counts as failed.
+        warmup_frames: frames run through a stateful model before a segment that starts inside a shot (--split-shots).
+        decode_threads: threads of the decoder in a lane's child process.
+    """
+
+    lanes: int = Field(default=0, ge=0)
+    lane_cpus: float = Field(default=0.1, gt=0)
+    window: int = Field(default=3, ge=1)
+    batch_mib: int = Field(default=32, ge=1)
+    batch_frames: int = Field(default=8, ge=1)
+    segment_seconds: float = Field(default=8, gt=0)
+    retries: int = Field(default=3, ge=0)
+    warmup_frames: int = Field(default=16, ge=0)
+    decode_threads: int = Field(default=2, ge=1)
+
+
+class EncodeSettings(_Frozen):
+    """How results are encoded.
+
+    Attributes:
+        codec: `auto` takes NVENC when a test frame encodes on this machine, else x264; decided once per run.
+        threads: x264's threads. x264 is deterministic for a fixed count only, so the count is part of the fingerprint.
+        gop_seconds: longest distance between keyframes.
+    """
+
+    codec: Literal["auto", "x264", "nvenc"] = "x264"
+    threads: int = Field(default=4, ge=1, le=64)
+    gop_seconds: float = Field(default=2, gt=0, le=2)
+
+
+class LimitSettings(_Frozen):
+    """What an input may be at most; see `actors.video.limits`."""
+
+    max_gib: float = Field(default=20, gt=0)
+    max_hours: float = Field(default=4, gt=0)
+    max_megapixels: float = Field(default=36, gt=0)
+    max_streams: int = Field(default=32, ge=1)
+    max_frames: int = Field(default=2_000_000, ge=1)
+    stall_seconds: float = Field(default=60, gt=0)
+    memory_gib: float = Field(default=4, gt=0)
+
+
+class Preset(_Frozen):
+    """A named set of choices for `restage`; every one can be overridden on the command line."""
+
+    upscale: str
+    target: str
+    matte: str
+    crf: int = Field(ge=0, le=51)
+    x264: str
+
+
+PRESETS: dict[str, Preset] = {
+    "draft": Preset(upscale="lanczos", target="720p", matte="chroma", crf=23, x264="veryfast"),
+    "balanced": Preset(upscale="realesr-animevideov3", target="1080p", matte="auto", crf=19, x264="fast"),
+    "quality": Preset(upscale="realesr-general-x4v3", target="1080p", matte="rvm-resnet50", crf=16, x264="slow"),
+}
+
+PINS: tuple[PinSettings, ...] = (
+    PinSettings(
+        name="upscale",
+        models=(
+            "realesr-animevideov3",
+            "realesr-general-x4v3",
+            "realesrgan-x4plus",
+            "realesrgan-x2plus",
+            "realesrgan-x4plus-anime-6b",
+        ),
+        num_gpus=0.5,
+    ),
+    PinSettings(name="matte", models=("rvm-mobilenetv3", "rvm-resnet50", "selfie"), num_gpus=0.3),
+)
+
+
+class TroupeSettings(_Frozen):
+    """The part of the file under `troupe:`."""
+
+    batch: BatchSettings = BatchSettings()
+    encode: EncodeSettings = EncodeSettings()
+    limits: LimitSettings = LimitSettings()
+    presets: dict[str, Preset] = Field(default_factory=lambda: dict(PRESETS))
+
+
+class Config(_Frozen):
+    """Everything that was configured, validated once.
+
+    Attributes:
+        path: the file it came from, None when built from defaults.
+    """
+
+    path: Path | None = None
+    pins: tuple[PinSettings, ...] = PINS
+    troupe: TroupeSettings = TroupeSettings()
+
+    @field_validator("pins")
+    @classmethod
+    def _one_home_a_model(cls, pins: tuple[PinSettings, ...]) -> tuple[PinSettings, ...]:
+        names = [pin.name for pin in pins]
+        models = [model for pin in pins for model in pin.models]
+        for kind, values in (("pin", names), ("model", models)):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"{kind} {', '.join(twice)} appears more than once")
+        return pins
+
+    def pin_of(self, model: str) -> PinSettings:
+        """The pin that hosts a model.
+
+        Raises:
+            UsageError: no pin lists the model.
+        """
+        for pin in self.pins:
+            if model in pin.models:
+                return pin
+        raise UsageError(
+            str(self.path or "the default configuration"),
+            f"no pin hosts the model {model}",
+            remedy=f"add it to the `models` of an application with import_path {PIN_IMPORT_PATH}",
+        )
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Reads the configuration: the given file, else `ray-config.yaml` here, else the defaults.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or does not validate; the text names the key.
+    """
+    if path is None:
+        path = Path(CONFIG_NAME)
+        if not path.is_file():
+            return Config()
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(path, error.strerror or str(error), remedy="give an existing file to --config") from error
+    except yaml.YAMLError as error:
+        raise UsageError(path, f"is not YAML: {error}".replace("\n", " "), remedy="correct that line") from error
+    if not isinstance(document, dict):
+        raise UsageError(path, "holds no settings", remedy=f"start from the shipped {CONFIG_NAME}")
+    applications = document.get("applications") or []
+    try:
+        pins = tuple(
+            PinSettings.model_validate({"name": application.get("name"), **(application.get("args") or {})})
+            for application in applications
+            if application.get("import_path") == PIN_IMPORT_PATH
+        )
+        return Config(
+            path=path.resolve(), pins=pins, troupe=TroupeSettings.model_validate(document.get("troupe") or {})
+        )
+    except (ValidationError, AttributeError) as error:
+        raise UsageError(path, _first_problem(error), remedy="see docs/configuration.md") from error
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return f"applications must be a list of mappings ({error})"
+
+
+def lane_count(settings: BatchSettings, cpus: float | None = None) -> int:
+    """Lanes to start: the configured number, or one per four cores of what there is."""
+    return settings.lanes or max(1, int(cpus or os.cpu_count() or 1) // 4)
