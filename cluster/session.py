@@ -1,0 +1,134 @@
+"""Starting a local Ray or joining one, with the settings that bound the object store's memory.
+
+Ray frees dead objects about once a second or per hundred by default; frames make that gigabytes. Every Ray started
+here frees at once (`FREE_OBJECTS`). The settings act on the node, so a job that joins cannot set them and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, UsageError
+
+RAY_SERIES = "2.60."
+FREE_OBJECTS = {"free_objects_period_milliseconds": 50, "free_objects_batch_size": 1}
+_CONNECT_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connected Ray.
+
+    Attributes:
+        joined: True when the cluster was there before; then pins outlive this process.
+        cpus, gpus: what the cluster has in all.
+        object_store_bytes: size of the object store, all nodes together.
+        submitted: True inside `ray job submit`.
+    """
+
+    joined: bool
+    cpus: float
+    gpus: float
+    object_store_bytes: int
+    submitted: bool
+
+
+def check_ray_version() -> None:
+    """Raises UsageError unless the installed Ray is of the series that Troupe was measured with."""
+    found = version("ray")
+    if not found.startswith(RAY_SERIES):
+        raise UsageError(
+            f"Ray {found}",
+            f"is not of the {RAY_SERIES}x series that Troupe needs",
+            remedy=f'pip install "ray[default,serve,data]=={RAY_SERIES}*"',
+        )
+
+
+def is_submitted_job(environ: MutableMapping[str, str]) -> bool:
+    """Whether this process is the entry point of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in environ
+
+
+def use_token(environ: MutableMapping[str, str]) -> None:
+    """Lets this client present the cluster's token: Ray reads it only when RAY_AUTH_MODE=token is set.
+
+    Raises:
+        UsageError: token mode is on and there is no token; Ray itself would abort the process.
+    """
+    stored = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    has_token = bool(environ.get("RAY_AUTH_TOKEN")) or stored.is_file()
+    if has_token:
+        environ.setdefault("RAY_AUTH_MODE", "token")
+    elif environ.get("RAY_AUTH_MODE") == "token":
+        raise UsageError(
+            "RAY_AUTH_MODE=token",
+            f"there is no token at {stored}",
+            remedy="copy the head node's ~/.ray/auth_token there, or set RAY_AUTH_TOKEN",
+        )
+
+
+@contextmanager
+def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> Iterator[Session]:
+    """Joins the Ray at RAY_ADDRESS, or starts a local one that ends with this context.
+
+    Args:
+        num_cpus, num_gpus: what a local Ray is told it has; None lets it count.
+
+    Raises:
+        ClusterError: no Ray answers at RAY_ADDRESS within a bounded time.
+        UsageError: wrong version of Ray, or a token is demanded and missing.
+    """
+    check_ray_version()
+    submitted = is_submitted_job(os.environ)
+    address = os.environ.get("RAY_ADDRESS", "")
+    joined = submitted or address not in ("", "local")
+    if joined:
+        use_token(os.environ)
+    # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not joined:
+        options |= {
+            "address": "local",
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "include_dashboard": False,
+            "_system_config": FREE_OBJECTS,
+        }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"Ray at {address}" if joined else "Ray",
+            f"did not start or answer: {_first_line(error)}",
+            remedy="check RAY_ADDRESS and the token, or unset RAY_ADDRESS to start a local Ray"
+            if joined
+            else "run `troupe doctor`",
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        yield Session(
+            joined=joined,
+            cpus=float(resources.get("CPU", 0)),
+            gpus=float(resources.get("GPU", 0)),
+            object_store_bytes=int(resources.get("object_store_memory", 0)),
+            submitted=submitted,
+        )
+    finally:
+        ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
