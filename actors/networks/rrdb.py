@@ -35,7 +35,7 @@ class ResidualDenseBlock(nn.Module):
         x2 = _lrelu(self.conv2(torch.cat((x, x1), 1)))
         x3 = _lrelu(self.conv3(torch.cat((x, x1, x2), 1)))
         x4 = _lrelu(self.conv4(torch.cat((x, x1, x2, x3), 1)))
-        x5 = self.conv5(torch.cat((x, x1, x2, x3, x4), 1))
+        x5: Tensor = self.conv5(torch.cat((x, x1, x2, x3, x4), 1))
         return x + RESIDUAL * x5
 
 
@@ -49,7 +49,7 @@ class RRDB(nn.Module):
         self.rdb3 = ResidualDenseBlock(features, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.rdb3(self.rdb2(self.rdb1(x)))
+        y: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
         return x + RESIDUAL * y
 
 
@@ -87,8 +87,8 @@ class RRDBNet(nn.Module):
         x = x + self.conv_body(self.body(x))
         x = _lrelu(self.conv_up1(F.interpolate(x, scale_factor=2.0, mode="nearest")))
         x = _lrelu(self.conv_up2(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        x = self.conv_last(_lrelu(self.conv_hr(x)))
-        return x
+        y: Tensor = self.conv_last(_lrelu(self.conv_hr(x)))
+        return y
 
 
 def detect(state: Mapping[str, Tensor]) -> RRDBNet | None:
