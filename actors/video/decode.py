@@ -15,10 +15,11 @@ from actors.video.scan import Scan
 class Decoder:
     """Decodes ranges of one scanned input in a child process.
 
-    A range that continues the one before costs no seek, and the child decodes a few frames ahead. Use it as a context manager or
-    `close` it: the child is then gone within a bounded time.
+    A range that continues the one before costs no seek, and the child decodes a few frames ahead. Use it
+    as a context manager or `close` it: the child is then gone within a bounded time.
 
-    Raises (all methods): MediaError, when the file does not yield exactly the scan's times, or the decoder died or stalled.
+    Raises:
+        MediaError: (all methods) the file does not yield exactly the scan's times, or the decoder died or stalled.
     """
 
     def __init__(self, scan: Scan, limits: Limits, *, slots: int = 6) -> None: ...
