@@ -56,6 +56,7 @@ class Card:
         weights: names in the weights registry that it needs.
         resident: True when it runs in a pin; False when it is light enough to run inside the lane.
         load: makes the model; raises `WeightsError` when a checkpoint is not what it should be.
+        stateful: True when a batch's result depends on the batches before it, through the carry.
         scale: the network's fixed enlargement, 1 where it has none.
         summary: one line for listings.
     """
@@ -65,6 +66,7 @@ class Card:
     weights: tuple[str, ...]
     resident: bool
     load: Callable[[Setup], Model]
+    stateful: bool = False
     scale: int = 1
     summary: str = ""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ MAX_ONGOING_REQUESTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call returns: the batch after the last step, and the state of every step after this batch.
+    """What a call returns: the batch after the last step, each step's state after it, and seconds of work by model,
+    those of the calls that made its source included.
 
     It travels whole: a later call takes it as its source (the batch) or as its state (the carries), unawaited.
     """
 
     batch: FrameBatch
     carries: tuple[Carry, ...]
+    seconds: Mapping[str, float]
 
 
 class Pin:
@@ -89,7 +92,10 @@ class Pin:
         batch = source.batch if isinstance(source, Result) else source
         chain = [Step(**step) for step in steps]
         carries: Sequence[Carry] = state.carries if isinstance(state, Result) else (state or [{}] * len(chain))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, chain, batch, tuple(carries))
+        result = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._run, chain, batch, tuple(carries)
+        )
+        return replace(result, seconds={**source.seconds, **result.seconds}) if isinstance(source, Result) else result
 
     async def describe(self, steps: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """What this pin is: process, device, settings, code and weights, and what is loaded.
@@ -116,11 +122,15 @@ class Pin:
 
     def _run(self, chain: list[Step], batch: FrameBatch, carries: tuple[Carry, ...]) -> Result:
         after: list[Carry] = []
+        seconds: dict[str, float] = {}
         for step, carry in zip(chain, carries, strict=True):
-            batch, carry = self._resident(step)(batch, carry, step.params)
-            after.append(carry)
+            model = self._resident(step)
+            begun = time.perf_counter()
+            batch, state = model(batch, carry, step.params)
+            seconds[step.model] = time.perf_counter() - begun
+            after.append(state)
         self._calls += 1
-        return Result(batch, tuple(after))
+        return Result(batch, tuple(after), seconds)
 
     def _resident(self, step: Step) -> Model:
         """The loaded model; loading happens on the execution thread only, so no call can be using what is unloaded."""

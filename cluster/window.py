@@ -96,8 +96,8 @@ class Window:
         self._send(entry, before)
         self._entries.append(entry)
 
-    def pop(self) -> tuple[Any, Callable[[], list[Any]]]:
-        """The oldest batch's result, and a function that fetches the results of all stages for it.
+    def pop(self) -> Any:
+        """The last stage's result for the oldest batch.
 
         Raises:
             TroupeError or the model's own error: the call failed in the model.
@@ -115,8 +115,12 @@ class Window:
                 continue
             self._entries.popleft()
             self._states = list(entry.responses)
-            return result, lambda: [response.result(timeout_s=self._timeout_s) for response in entry.responses]
+            return result
         raise AssertionError("unreachable")
+
+    def popped(self) -> list[Any]:
+        """The results of all stages for the batch popped last; fetching them moves no pixels on one node."""
+        return [response.result(timeout_s=self._timeout_s) for response in self._states]
 
     def cancel(self) -> None:
         """Cancels every stage of every call in flight; queued calls never run."""

@@ -1,0 +1,70 @@
+"""Running a generator ahead of its consumer in a thread: the bounded queue between the parts of a lane."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
+_JOIN_SECONDS = 5
+
+
+@contextmanager
+def ahead(items: Iterator[T], depth: int, name: str) -> Iterator[Iterator[T]]:
+    """Yields the same items, made in a thread that is at most `depth` items ahead.
+
+    An exception of the generator is raised where its next item would have been. On leaving the context the thread
+    is told to stop and the generator is closed there, so its own cleanup runs.
+
+    Args:
+        items: a generator or any iterator; used from one thread only.
+        depth: queued items; with the one being made, `depth + 1` are in memory.
+        name: the thread's, for stack dumps.
+    """
+    lane: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                lane.put(entry, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    break
+            else:
+                put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    def read() -> Iterator[T]:
+        while True:
+            item, error = lane.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # None only comes with an error
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield read()
+    finally:
+        stop.set()
+        thread.join(_JOIN_SECONDS)

@@ -1,0 +1,237 @@
+"""The lane: takes a run's segments, in order, from decode to encoded file.
+
+Three threads with bounded queues between them: the decoder's frames become batches, the chain moves a window of
+batches through its models, and the results are composed and encoded here. The stream does not stop at segment
+borders, so pins stay busy; a segment is finished when its last batch arrives, its carry beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.frames import Carry, FrameBatch
+from actors.video.decode import Decoder
+from actors.video.encode import SegmentWriter
+from cluster.config import BatchSettings, Config
+from cluster.errors import JobError, TroupeError
+from jobs.ahead import ahead
+from jobs.chain import Chain, Done, Piece
+from jobs.ledger import DoneSegment, WorkFolder
+from jobs.plan import Plan, Run, Segment, companion_scan
+from jobs.task import VideoTask
+
+#: Batches decoded ahead, and results waiting for the encoder. Two hide the jitter of either side.
+_QUEUE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a lane did of one run.
+
+    Attributes:
+        frames: frames encoded now; those of segments that were done before are not counted.
+        seconds: work by stage, `wait` being the encoder's wait for the chain.
+    """
+
+    frames: int
+    seconds: dict[str, float]
+
+
+def run_segments(
+    task: VideoTask, plan: Plan, run: Run, config: Config, on_frames: Callable[[int], None], on_note: Callable[[str], None]
+) -> RunResult:
+    """Does the segments of a run that are not done yet.
+
+    Args:
+        task: the video.
+        plan: its plan.
+        run: one of the plan's runs.
+        config: window, batch sizes, pins.
+        on_frames: told how many more frames are encoded.
+        on_note: told of repeated calls.
+
+    Raises:
+        TroupeError: with the video, the segment and the reason; finished segments are kept.
+    """
+    work = WorkFolder(task.folder)
+    done = work.done(run)
+    todo = [segment for segment in run.segments if segment.index not in done]
+    total: dict[str, float] = {}
+    frames = 0
+    for part in _consecutive(todo):
+        state = _state_before(work, run, part[0], len(task.steps), done)
+        with ExitStack() as stack:
+            chain = Chain(task.steps, config)
+            chain.on_retry = on_note
+            source = _Source(task, plan, config.troupe.batch, stack)
+            pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
+            results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
+            sink = _Sink(task, plan, run, work, stack, on_frames)
+            sink.write(results)
+            for stage, seconds in {**sink.total, "decode": source.seconds}.items():
+                total[stage] = total.get(stage, 0.0) + seconds
+            frames += sum(segment.last - segment.first for segment in part)
+    return RunResult(frames, total)
+
+
+class _Source:
+    """Decodes segments into batches, companions (a mask) beside them."""
+
+    def __init__(self, task: VideoTask, plan: Plan, settings: BatchSettings, stack: ExitStack) -> None:
+        self._task, self._plan = task, plan
+        self._decoder = stack.enter_context(closing(Decoder(plan.scan, task.limits)))
+        self._masks = {
+            plane: stack.enter_context(closing(Decoder(companion_scan(task, plane), task.limits)))
+            for plane in task.companions
+        }
+        self._frames = batch_frames(plan, task, settings)
+        self.seconds = 0.0
+
+    def pieces(self, segments: list[Segment]) -> Iterator[Piece]:
+        """The segments' batches in order; a batch never crosses a segment's border."""
+        for segment in segments:
+            start = segment.first - segment.warmup
+            for first in range(start, segment.last, self._frames):
+                last = min(first + self._frames, segment.last)
+                if first < segment.first < last:
+                    # Warm-up frames get batches of their own: their results are dropped whole.
+                    yield self._piece(segment, first, segment.first)
+                    first = segment.first
+                yield self._piece(segment, first, last)
+
+    def _piece(self, segment: Segment, first: int, last: int) -> Piece:
+        begun = time.perf_counter()
+        scan = self._plan.scan
+        rgb = np.empty((last - first, scan.info.height, scan.info.width, 3), np.uint8)
+        self._decoder.read_into(rgb, first, last)
+        cut = np.isin(np.arange(first, last), self._plan.cuts)
+        planes = {name: self._plane(decoder, name, first, last) for name, decoder in self._masks.items()}
+        batch = FrameBatch(rgb, scan.pts[first:last], cut, planes=planes)
+        self.seconds += time.perf_counter() - begun
+        return Piece(segment, batch, first, ends=last == segment.last)
+
+    def _plane(self, decoder: Decoder, name: str, first: int, last: int) -> np.ndarray:
+        # A mask is grey: any channel holds it.
+        return np.stack([frame[:, :, 1] for frame in decoder.frames(first, last)])
+
+
+class _Sink:
+    """Composes and encodes results; finishes a segment when its last batch is in."""
+
+    def __init__(
+        self, task: VideoTask, plan: Plan, run: Run, work: WorkFolder, stack: ExitStack, on_frames: Callable[[int], None]
+    ) -> None:
+        self._task, self._plan, self._run, self._work = task, plan, run, work
+        self._composer = stack.enter_context(closing(task.finish.open(plan.scan)))
+        self._writer: SegmentWriter | None = None
+        self._on_frames = on_frames
+        self._seconds: dict[str, float] = {}
+        self._retries = 0
+        self.total: dict[str, float] = {}
+        stack.callback(self._abort)
+
+    def write(self, results: Iterator[Done]) -> None:
+        """Everything that the chain yields."""
+        while True:
+            begun = time.perf_counter()
+            done = next(results, None)
+            self._spend("wait", time.perf_counter() - begun)
+            if done is None:
+                return
+            for model, seconds in done.seconds.items():
+                self._spend(model, seconds)
+            self._retries += done.retries
+            try:
+                self._write(done)
+            except TroupeError as error:
+                raise JobError(
+                    self._task.source.name, str(error), place=done.piece.segment.place, remedy=error.remedy
+                ) from error
+
+    def _write(self, done: Done) -> None:
+        piece = done.piece
+        if piece.first < piece.segment.first:
+            return
+        writer = self._writer or self._open(piece.segment)
+        begun = time.perf_counter()
+        composing = 0.0
+        for frame in self._composer.compose(piece.batch):
+            composed = time.perf_counter()
+            composing += composed - begun
+            assert frame.pts is not None
+            writer.write(frame, frame.pts)
+            begun = time.perf_counter()
+            self._spend("encode", begun - composed)
+        self._spend("compose", composing)
+        self._on_frames(len(piece.batch))
+        if piece.ends:
+            self._finish(piece.segment, writer, done.carries or ())
+
+    def _open(self, segment: Segment) -> SegmentWriter:
+        width, height = self._task.finish.size
+        info = self._plan.scan.info
+        self._writer = SegmentWriter(
+            self._work.segment_path(segment), width, height, info.rate, info.time_base, self._task.encoder
+        )
+        return self._writer
+
+    def _finish(self, segment: Segment, writer: SegmentWriter, carries: tuple[Carry, ...]) -> None:
+        begun = time.perf_counter()
+        written = writer.close()
+        self._writer = None
+        carry = self._work.store_carries(segment, carries)
+        self._spend("encode", time.perf_counter() - begun)
+        self._work.record(
+            self._run,
+            DoneSegment(
+                segment.index, written.frames, written.bytes, written.sha256, carry, self._seconds, self._retries
+            ),
+        )
+        self._seconds, self._retries = {}, 0
+
+    def _spend(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        self.total[stage] = self.total.get(stage, 0.0) + seconds
+
+    def _abort(self) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+
+
+def batch_frames(plan: Plan, task: VideoTask, settings: BatchSettings) -> int:
+    """Frames in a batch, so that neither what enters the chain nor what leaves it is larger than `batch_mib`."""
+    info = plan.scan.info
+    width, height = task.finish.size
+    # Results may carry alpha: four bytes a pixel.
+    largest = max(3 * info.width * info.height, 4 * width * height)
+    return max(1, min(settings.batch_frames, settings.batch_mib * 2**20 // largest))
+
+
+def _consecutive(segments: list[Segment]) -> Iterator[list[Segment]]:
+    """Groups neighbours: each group is one stream with one state before it."""
+    group: list[Segment] = []
+    for segment in segments:
+        if group and segment.index != group[-1].index + 1:
+            yield group
+            group = []
+        group.append(segment)
+    if group:
+        yield group
+
+
+def _state_before(
+    work: WorkFolder, run: Run, segment: Segment, steps: int, done: dict[int, DoneSegment]
+) -> list[Carry]:
+    """The carries to begin with: those stored after the segment before, or none at a run's start."""
+    before = [s for s in run.segments if s.index == segment.index - 1]
+    if not before:
+        return [{} for _ in range(steps)]
+    assert before[0].index in done
+    return list(work.load_carries(before[0], steps))
+
+

@@ -1,0 +1,201 @@
+"""The durable record: segments with their carry, a journal per run, one Parquet row per finished video.
+
+    output/.troupe/lock                        held while a job writes into this output folder
+    output/.troupe/ledger/<fingerprint>.parquet  one row a video: what it was, what it cost, what went wrong
+    output/.troupe/<fingerprint>/scan.npz      the plan's truth
+                                 run-0000.jsonl   what this run's lane finished, appended and fsynced
+                                 00000.mp4 00000.npz   a segment and the carry after its last frame
+
+A segment counts as done when its journal line is there and both files have the sizes and hashes that the line names.
+Files are written under a name of their own, fsynced, renamed; a journal has one writer, the lane that owns the run,
+so lanes on several nodes never append to one file. Everything else in a work folder is a leftover and may be removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.frames import Carry
+from cluster.errors import JobError, UsageError
+from cluster.files import PARTIAL, sha256_of, written_whole
+from jobs.plan import Plan, Run, Segment
+
+ROW = pa.schema(
+    [
+        ("fingerprint", pa.string()),
+        ("job", pa.string()),
+        ("input", pa.string()),
+        ("output", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("notices", pa.list_(pa.string())),
+        ("settings", pa.string()),
+        ("weights", pa.string()),
+        ("frames", pa.int64()),
+        ("damaged", pa.int64()),
+        ("segments", pa.int64()),
+        ("retries", pa.int64()),
+        ("seconds", pa.string()),
+        ("output_bytes", pa.int64()),
+        ("output_sha256", pa.string()),
+        ("finished_at", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DoneSegment:
+    """A finished segment as its journal line records it.
+
+    Attributes:
+        index, frames: which segment and how long.
+        bytes, sha256: of the encoded file.
+        carry_sha256: of the carry file.
+        seconds: by stage (`decode`, a model's name, `compose`, `encode`).
+        retries: calls that were repeated for it.
+    """
+
+    index: int
+    frames: int
+    bytes: int
+    sha256: str
+    carry_sha256: str
+    seconds: Mapping[str, float]
+    retries: int
+
+
+class WorkFolder:
+    """One video's folder under `.troupe`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+
+    def segment_path(self, segment: Segment) -> Path:
+        """Where a finished segment lies."""
+        return self.path / f"{segment.index:05d}.mp4"
+
+    def store_carries(self, segment: Segment, carries: Sequence[Carry]) -> str:
+        """Stores the state after a segment; returns the file's sha256."""
+        arrays = {f"{step}/{name}": array for step, carry in enumerate(carries) for name, array in carry.items()}
+        with written_whole(self._carry_path(segment)) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
+        return sha256_of(self._carry_path(segment))
+
+    def load_carries(self, segment: Segment, steps: int) -> list[dict[str, Any]]:
+        """The state after a finished segment, one carry per step of the chain."""
+        carries: list[dict[str, Any]] = [{} for _ in range(steps)]
+        with np.load(self._carry_path(segment), allow_pickle=False) as npz:
+            for key in npz.files:
+                step, name = key.split("/", 1)
+                carries[int(step)][name] = npz[key]
+        return carries
+
+    def record(self, run: Run, done: DoneSegment) -> None:
+        """Appends a journal line and waits until it is on disk."""
+        line = json.dumps({name: getattr(done, name) for name in DoneSegment.__slots__}) + "\n"
+        with self._journal_path(run).open("a", encoding="utf-8") as journal:
+            journal.write(line)
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def done(self, run: Run) -> dict[int, DoneSegment]:
+        """The run's finished segments by index, each checked against its files."""
+        path = self._journal_path(run)
+        if not path.is_file():
+            return {}
+        by_index = {segment.index: segment for segment in run.segments}
+        found: dict[int, DoneSegment] = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = DoneSegment(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # a torn last line: that segment is not done
+            segment = by_index.get(entry.index)
+            if segment is not None and self._intact(segment, entry):
+                found[entry.index] = entry
+        return found
+
+    def all_done(self, plan: Plan) -> dict[int, DoneSegment]:
+        """Every finished segment of the video by index."""
+        return {index: done for run in plan.runs for index, done in self.done(run).items()}
+
+    def remove_partials(self) -> None:
+        """Removes what a killed run left half written. Only for the holder of the output folder's lock."""
+        for partial in self.path.glob(f".*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+    def remove_segments(self) -> None:
+        """Removes segments, carries and journals of a video that is assembled, or to be redone from the start."""
+        for pattern in ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", "source*"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _carry_path(self, segment: Segment) -> Path:
+        return self.path / f"{segment.index:05d}.npz"
+
+    def _journal_path(self, run: Run) -> Path:
+        return self.path / f"run-{run.index:04d}.jsonl"
+
+    def _intact(self, segment: Segment, entry: DoneSegment) -> bool:
+        video, carry = self.segment_path(segment), self._carry_path(segment)
+        return (
+            entry.frames == segment.last - segment.first
+            and video.is_file()
+            and carry.is_file()
+            and video.stat().st_size == entry.bytes
+            and sha256_of(video) == entry.sha256
+            and sha256_of(carry) == entry.carry_sha256
+        )
+
+
+@contextmanager
+def output_lock(root: Path) -> Iterator[None]:
+    """Holds an output folder's `.troupe` for one job at a time; a killed job's hold ends with it.
+
+    Raises:
+        UsageError: another job is writing there.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                root.parent, "another job is writing here", remedy="wait for it or choose another -o"
+            ) from error
+        yield
+
+
+def write_row(root: Path, row: Mapping[str, Any]) -> None:
+    """Writes a video's row, replacing the one of an earlier try."""
+    target = root / "ledger" / f"{row['fingerprint']}.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(target) as partial:
+        pq.write_table(pa.Table.from_pylist([dict(row)], schema=ROW), partial)
+
+
+def read_row(root: Path, fingerprint: str) -> dict[str, Any] | None:
+    """A video's row, None when there is none.
+
+    Raises:
+        JobError: the row's file is damaged.
+    """
+    path = root / "ledger" / f"{fingerprint}.parquet"
+    if not path.is_file():
+        return None
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise JobError(path, f"is damaged: {error}", remedy="remove it; the video is then done again") from error
+    return rows[0]

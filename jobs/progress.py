@@ -1,0 +1,79 @@
+"""Progress: lanes tell one zero-CPU actor, the driver asks it; its loss fails nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+log = logging.getLogger(__name__)
+
+_ASK_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class VideoProgress:
+    """One video's state: frames planned (0 before), frames done in this run, what it is doing, notes."""
+
+    frames: int = 0
+    done: int = 0
+    stage: str = "waiting"
+    notes: list[str] = field(default_factory=list)
+
+
+class Board:
+    """The actor's body: a dictionary of videos."""
+
+    def __init__(self) -> None:
+        self._videos: dict[str, VideoProgress] = {}
+
+    def put(self, video: str, *, frames: int = 0, done: int = 0, stage: str = "", note: str = "") -> None:
+        """Adds to a video: `frames` and `done` count up, `stage` replaces, `note` is appended once."""
+        state = self._videos.setdefault(video, VideoProgress())
+        state.frames += frames
+        state.done += done
+        state.stage = stage or state.stage
+        if note and note not in state.notes:
+            state.notes.append(note)
+
+    def snapshot(self) -> dict[str, VideoProgress]:
+        """All videos."""
+        return self._videos
+
+
+class Reporter:
+    """A lane's and the driver's end of the board; every failure to reach it is ignored after one warning."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._lost = False
+
+    @classmethod
+    def start(cls) -> Reporter:
+        """A reporter with a new board in the connected Ray."""
+        return cls(ray.remote(num_cpus=0, max_restarts=0)(Board).remote())
+
+    def put(self, video: str, **change: Any) -> None:
+        """Sends a change without waiting for it."""
+        with self._forgiving():
+            self._board.put.remote(video, **change)
+
+    def snapshot(self) -> dict[str, VideoProgress]:
+        """The board, or nothing when it is lost or slow."""
+        with self._forgiving():
+            answer: dict[str, VideoProgress] = ray.get(self._board.snapshot.remote(), timeout=_ASK_SECONDS)
+            return answer
+        return {}
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Any:
+        try:
+            yield
+        except (RayError, TimeoutError) as error:
+            if not self._lost:
+                log.warning("progress is no longer shown (%s); the job goes on", type(error).__name__)
+            self._lost = True
