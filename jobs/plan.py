@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,19 +130,6 @@ def make_plan(found: Scan, segment_seconds: float, *, stateful: bool, warmup: in
         runs.append(Run(len(runs), tuple(segments)))
     approximate = any(segment.warmup for run in runs for segment in run.segments)
     return Plan(found, cuts, tuple(runs), approximate)
-
-
-def describe(plan: Plan) -> str:
-    """The plan as JSON text, for `--dry-run --json` and for people who look into a work folder."""
-    return json.dumps(
-        {
-            "frames": len(plan.scan),
-            "seconds": round(plan.scan.seconds, 3),
-            "cuts": plan.cuts.tolist(),
-            "runs": [[[s.first, s.last, s.warmup] for s in run.segments] for run in plan.runs],
-            "approximate": plan.approximate,
-        }
-    )
 
 
 def _check_companion(task: VideoTask, plane: str, found: Scan) -> None:

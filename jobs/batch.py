@@ -1,0 +1,235 @@
+"""The batch driver: Ray Data carries runs to lanes, finished videos are assembled, what got lost is done again alone.
+
+    videos ──flat_map(plan)──► one row a run ──map(Lane, actor pool)──► one row a run ──► driver ──► assemble
+
+Rows are small (frames never leave a lane but for the pins), every row is a block of its own, so a lane takes one run
+at a time and results arrive as they are made. Planning runs ahead of the lanes and costs them little.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError
+
+from cluster.config import Config
+from cluster.errors import TroupeError
+from jobs.assemble import assemble, row_of
+from jobs.lane import run_segments
+from jobs.ledger import WorkFolder, write_row
+from jobs.plan import plan_video
+from jobs.progress import Reporter
+from jobs.task import VideoTask
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+#: Videos assembled at once. Joining is disk work and verifying one core's; lanes come first.
+_ASSEMBLIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a video ended."""
+
+    task: VideoTask
+    status: Literal["done", "failed"]
+    error: str
+    row: Row
+
+
+class Batch:
+    """One pass over a list of videos on a connected Ray.
+
+    Args:
+        config: lanes, windows, pins.
+        lanes: lanes to start.
+        reporter: progress.
+        on_outcome: told of every video as it ends; called from several threads, one at a time.
+    """
+
+    def __init__(
+        self, config: Config, lanes: int, reporter: Reporter, on_outcome: Callable[[Outcome], None]
+    ) -> None:
+        self._config = config
+        self._lanes = lanes
+        self._reporter = reporter
+        self._on_outcome = on_outcome
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_ASSEMBLIES, thread_name_prefix="assemble")
+        #: Runs that came back, by video; a video leaves when it has ended.
+        self._returned: dict[int, set[int]] = {}
+        self._ended: set[int] = set()
+
+    def run(self, tasks: Sequence[VideoTask]) -> None:
+        """Does all videos; returns when each has ended."""
+        try:
+            self._pass(tasks, range(len(tasks)), self._lanes)
+            for attempt in range(self._config.troupe.batch.retries):
+                # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
+                for index in [i for i in range(len(tasks)) if i not in self._ended]:
+                    log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
+                    self._pass(tasks, [index], 1)
+            for index in range(len(tasks)):
+                if index not in self._ended:
+                    self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
+        for row in _rows(self._dataset(tasks, indices, lanes)):
+            index = int(row["video"])
+            if index in self._ended:
+                continue
+            if row["error"]:
+                self._fail(index, tasks[index], row["error"])
+                continue
+            returned = self._returned.setdefault(index, set())
+            returned.add(int(row["run"]))
+            if len(returned) == int(row["runs"]):
+                self._ended.add(index)
+                self._pool.submit(self._assemble, tasks[index])
+
+    def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
+        settings = self._config.troupe.batch
+        items = [{"video": index, "task": pickle.dumps(tasks[index])} for index in indices]
+        # A lane that encodes with NVENC needs the GPU; no other may create a context on it.
+        hidden = {} if tasks[0].encoder.codec == "nvenc" else {"CUDA_VISIBLE_DEVICES": ""}
+        environment = {"env_vars": hidden}
+        return (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .flat_map(
+                PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=lanes, runtime_env=environment
+            )
+            .map(
+                Lane,
+                fn_constructor_args=(self._config, self._reporter),
+                compute=ActorPoolStrategy(size=lanes, max_tasks_in_flight_per_actor=2),
+                num_cpus=settings.lane_cpus,
+                runtime_env=environment,
+                # Lanes restart for ever; the rows that they died with are counted by us, not by Ray.
+                ray_remote_args_fn=_lane_args,
+            )
+        )
+
+    def _assemble(self, task: VideoTask) -> None:
+        self._reporter.put(task.fingerprint, stage="assembling")
+        try:
+            row = ray.get(_assemble_remotely.options(num_cpus=self._config.troupe.batch.lane_cpus).remote(task))
+        except TroupeError as error:
+            self._end(task, "failed", _plain(error))
+        except RayError as error:
+            self._end(task, "failed", f"{task.source.name}: assembling was lost: {_plain(error)}")
+        else:
+            self._end(task, "done", "", row)
+
+    def _fail(self, index: int, task: VideoTask, error: str) -> None:
+        self._ended.add(index)
+        self._end(task, "failed", error)
+
+    def _end(self, task: VideoTask, status: Literal["done", "failed"], error: str, row: Row | None = None) -> None:
+        if row is None:
+            row = row_of(task, status=status, error=error)
+            write_row(task.root, row)
+        self._reporter.put(task.fingerprint, stage=status)
+        with self._lock:
+            self._on_outcome(Outcome(task, status, error, row))
+
+
+class PlanVideo:
+    """Plans a video: a row per run that still has work, or one row when all segments are done, or one with an error."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def __call__(self, item: Row) -> list[Row]:
+        task: VideoTask = pickle.loads(item["task"])
+        row = {"video": item["video"], "run": -1, "runs": 1, "task": item["task"], "error": ""}
+        self._reporter.put(task.fingerprint, stage="planning")
+        try:
+            plan = plan_video(task)
+        except Exception as error:
+            return [{**row, "error": _error_text(task, error)}]
+        work = WorkFolder(task.folder)
+        done = work.all_done(plan)
+        frames = sum(segment.frames for segment in done.values())
+        self._reporter.put(task.fingerprint, frames=len(plan.scan), done=frames, stage="waiting")
+        pending = [run for run in plan.runs if any(segment.index not in done for segment in run.segments)]
+        return [{**row, "run": run.index, "runs": len(pending)} for run in pending] or [row]
+
+
+class Lane:
+    """An actor of the pool: does the rows that it is given and answers each, with an error's text instead of raising."""
+
+    def __init__(self, config: Config, reporter: Reporter) -> None:
+        import cv2
+
+        # A lane's light work must not spread over the cores that pins and encoders use.
+        cv2.setNumThreads(1)
+        self._config = config
+        self._reporter = reporter
+
+    def __call__(self, row: Row) -> Row:
+        answer = {key: row[key] for key in ("video", "run", "runs", "error")}
+        if row["error"] or row["run"] < 0:
+            return answer
+        task: VideoTask = pickle.loads(row["task"])
+        try:
+            plan = plan_video(task)
+            self._reporter.put(task.fingerprint, stage="running")
+            run_segments(
+                task,
+                plan,
+                plan.runs[row["run"]],
+                self._config,
+                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n),
+                on_note=lambda note: self._reporter.put(task.fingerprint, note=note),
+            )
+        except Exception as error:
+            return {**answer, "error": _error_text(task, error)}
+        return answer
+
+
+@ray.remote(max_retries=2)
+def _assemble_remotely(task: VideoTask) -> Row:
+    return assemble(task, plan_video(task))
+
+
+def _lane_args() -> dict[str, Any]:
+    return {"max_restarts": -1, "max_task_retries": 1}
+
+
+def _rows(dataset: Dataset) -> Iterator[Row]:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # Every row a block: a lane takes one run at a time, and its answer does not wait for others.
+    context.target_max_block_size = 1
+    # A lost row is missing from the answer, which we compare with the plan; it must not fail the others.
+    context.max_errored_blocks = -1
+    # The guard would kill a healthy job whose one run takes long; calls inside a lane have bounds of their own.
+    context.execution_options.preserve_order = False
+    yield from dataset.iter_rows()
+
+
+def _error_text(task: VideoTask, error: Exception) -> str:
+    """What a user reads; an error that is not one of ours is a bug, and its trace goes to the log."""
+    if isinstance(error, TroupeError):
+        return _plain(error)
+    log.error("%s", traceback.format_exc())
+    return f"{task.source.name}: {type(error).__name__}: {error}"
+
+
+def _plain(error: Exception) -> str:
+    cause = getattr(error, "cause", None)
+    text = str(cause) if isinstance(cause, TroupeError) else str(error)
+    return text.strip()

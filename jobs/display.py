@@ -1,0 +1,152 @@
+"""What a person or a program sees of a running job: bars on a terminal, plain lines elsewhere, JSON lines on demand."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from jobs.batch import Outcome
+from jobs.progress import Reporter, VideoProgress
+from jobs.task import VideoTask
+
+_POLL_SECONDS = 0.5
+#: Plain lines are for logs: one every few seconds, and only when something moved.
+_LINE_SECONDS = 5.0
+
+
+class Display:
+    """Shows a job's course.
+
+    Args:
+        mode: `bars` on a terminal, `lines` in a log, `json` for machines (one object a line on standard output).
+    """
+
+    def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
+        self.mode = mode
+        self._console = Console(stderr=mode == "json", highlight=False, soft_wrap=True)
+
+    @classmethod
+    def choose(cls, *, as_json: bool) -> Display:
+        """JSON when asked for, bars on a terminal, else lines."""
+        return cls("json" if as_json else "bars" if sys.stdout.isatty() else "lines")
+
+    def emit(self, event: str, **values: Any) -> None:
+        """One JSON object on standard output, in `json` mode only."""
+        if self.mode == "json":
+            print(json.dumps({"event": event, **values}, default=str), flush=True)
+
+    def note(self, text: str) -> None:
+        """A line about the job as a whole."""
+        self.emit("note", text=text)
+        if self.mode != "json":
+            self._console.print(text, markup=False)
+
+    def failed(self, name: str, error: str) -> None:
+        """An input that ended in an error."""
+        self.emit("failed", input=name, error=error)
+        if self.mode != "json":
+            self._console.print(f"[red]failed[/red]  {_escape(error)}")
+
+    def ended(self, outcome: Outcome) -> None:
+        """A video that is done or failed."""
+        name = outcome.task.source.name
+        if outcome.status == "failed":
+            self.failed(str(outcome.task.source), outcome.error)
+            return
+        row = outcome.row
+        self.emit("done", **{key: row[key] for key in ("input", "output", "frames", "notices", "retries")})
+        if self.mode != "json":
+            self._console.print(f"[green]done[/green]    {_escape(name)} → {_escape(row['output'])} ({row['frames']} frames)")
+            for notice in row["notices"]:
+                self._console.print(f"        {_escape(notice)}")
+
+    @contextmanager
+    def following(self, reporter: Reporter, tasks: Sequence[VideoTask]) -> Iterator[None]:
+        """Shows the board's state until the block ends."""
+        stop = threading.Event()
+        follow = self._bars if self.mode == "bars" else self._lines
+        thread = threading.Thread(target=follow, args=(reporter, tasks, stop), name="display", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(5)
+
+    def _lines(self, reporter: Reporter, tasks: Sequence[VideoTask], stop: threading.Event) -> None:
+        begun, shown, before = time.monotonic(), 0.0, -1
+        names = {task.fingerprint: task.source.name for task in tasks}
+        while not stop.wait(_POLL_SECONDS):
+            board = reporter.snapshot()
+            done, total = _sums(board)
+            now = time.monotonic()
+            if not total or done == before or now - shown < _LINE_SECONDS:
+                continue
+            shown, before = now, done
+            rate = done / (now - begun)
+            eta = _eta(board, len(tasks), rate)
+            running = [names[key] for key, state in board.items() if key in names and state.stage == "running"]
+            self.emit("progress", frames=done, of=total, fps=round(rate, 2), eta_s=eta, running=running)
+            if self.mode == "lines":
+                left = "" if eta is None else f", {eta:.0f} s left"
+                self._console.print(f"{done}/{total} frames, {rate:.1f} fps{left}: {', '.join(running)}", markup=False)
+
+    def _bars(self, reporter: Reporter, tasks: Sequence[VideoTask], stop: threading.Event) -> None:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[fps]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[stage]}"),
+        )
+        begun = time.monotonic()
+        names = {task.fingerprint: task.source.name for task in tasks}
+        bars: dict[str, TaskID] = {}
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            whole = progress.add_task(f"{len(tasks)} videos", total=None, fps="", stage="")
+            while not stop.wait(_POLL_SECONDS):
+                board = reporter.snapshot()
+                for key, state in board.items():
+                    if key not in names:
+                        continue
+                    if key not in bars:
+                        bars[key] = progress.add_task(names[key], total=None, fps="", stage="")
+                    ended = state.stage in ("done", "failed")
+                    progress.update(
+                        bars[key],
+                        total=state.frames or None,
+                        completed=min(state.done, state.frames),
+                        stage=state.stage,
+                        visible=not ended,
+                    )
+                done, total = _sums(board)
+                rate = done / (time.monotonic() - begun)
+                progress.update(whole, total=total or None, completed=done, fps=f"{rate:.1f} fps")
+
+
+def _sums(board: dict[str, VideoProgress]) -> tuple[int, int]:
+    return sum(min(s.done, s.frames) for s in board.values()), sum(s.frames for s in board.values())
+
+
+def _eta(board: dict[str, VideoProgress], videos: int, rate: float) -> float | None:
+    """Seconds left, videos that are not planned yet taken as average ones; None before the first frame."""
+    planned = [state for state in board.values() if state.frames]
+    if not planned or rate <= 0:
+        return None
+    done, total = _sums(board)
+    return round((total / len(planned) * videos - done) / rate, 1)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

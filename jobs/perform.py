@@ -1,0 +1,123 @@
+"""Performing a list of video tasks on Ray: connect, check that it fits, have the pins up, run the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.catalogue import card
+from cluster.config import Config, PinSettings, lane_count
+from cluster.errors import ClusterError
+from cluster.identity import code_hash
+from cluster.preflight import check_room
+from cluster.session import Session, connect
+from jobs.batch import Batch, Outcome
+from jobs.display import Display
+from jobs.ledger import WorkFolder
+from jobs.progress import Reporter
+from jobs.task import VideoTask
+
+
+def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool) -> list[Outcome]:
+    """Does all tasks on the Ray at RAY_ADDRESS, or on a local one that ends with the job.
+
+    Args:
+        tasks: videos that are not finished yet; the caller holds the output folder's lock.
+        config: pins, lanes, windows.
+        display: shows what happens.
+        allow_skew: go on when a running pin's code, weights or settings differ from this process's.
+
+    Returns:
+        How each video ended, in the order of ending.
+
+    Raises:
+        ClusterError: it does not fit, a pin does not come up, or a pin is not what this job expects.
+    """
+    for task in tasks:
+        WorkFolder(task.folder).remove_partials()
+    outcomes: list[Outcome] = []
+    with connect() as session:
+        lanes = lane_count(config.troupe.batch, session.cpus)
+        pins = needed_pins(tasks, config)
+        display.note(_what_runs(session, lanes, pins))
+        check_room(session, config.troupe.batch, pins, lanes)
+        if pins:
+            _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
+        reporter = Reporter.start()
+
+        def ended(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            display.ended(outcome)
+
+        with display.following(reporter, tasks):
+            Batch(config, lanes, reporter, ended).run(tasks)
+    return outcomes
+
+
+def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
+    """The pins that host the tasks' resident models, each once, in the configuration's order."""
+    names = {
+        config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident
+    }
+    return [pin for pin in config.pins if pin.name in names]
+
+
+def _raise_pins(
+    pins: Sequence[PinSettings], tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool
+) -> None:
+    # Imported late: a job without pins needs neither Serve nor torch.
+    from actors.pin import build
+    from cluster.pins import describe, ensure_pins
+
+    found, deployed = ensure_pins(pins, build)
+    for pin in pins:
+        steps = _distinct_steps(tasks, config, pin)
+        answer = describe(pin.name, steps, pin.call_timeout_s)
+        models = ", ".join(sorted({step["model"] for step in steps}))
+        state = "was running" if pin.name in found else "started"
+        display.note(f"pin {pin.name} {state} (process {answer['pid']}, {answer['device']}): {models}")
+        differences = _differences(answer, pin, tasks)
+        if differences and not allow_skew:
+            raise ClusterError(
+                f"pin {pin.name}",
+                f"is not what this job expects: {'; '.join(differences)}",
+                remedy="deploy it again (`serve deploy ray-config.yaml`), or pass --allow-skew to go on",
+            )
+        for difference in differences:
+            display.note(f"pin {pin.name}: {difference} (allowed)")
+    if deployed and not found:
+        display.note("pins are up")
+
+
+def _distinct_steps(tasks: Sequence[VideoTask], config: Config, pin: PinSettings) -> list[dict[str, Any]]:
+    steps: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        for step in task.steps:
+            if card(step.model).resident and config.pin_of(step.model).name == pin.name:
+                steps.setdefault(f"{step.model} {sorted(step.load.items())}", asdict(step))
+    # No more than stay loaded: the others load on first use.
+    return list(steps.values())[: pin.resident]
+
+
+def _differences(answer: dict[str, Any], pin: PinSettings, tasks: Sequence[VideoTask]) -> list[str]:
+    differences = []
+    if answer["code"] != code_hash("actors"):
+        differences.append(f"code {answer['code']} against {code_hash('actors')} here")
+    for key, value in pin.pixel_settings().items():
+        if answer["pixels"][key] != value:
+            differences.append(f"{key} {answer['pixels'][key]} against {value} in the configuration")
+    for task in tasks:
+        for name, digest in task.weights.items():
+            there = answer["weights"].get(name)
+            if there is not None and there["sha256"] != digest:
+                differences.append(f"weights {name} {there['sha256'][:12]} against {digest[:12]} here")
+    return sorted(set(differences))
+
+
+def _what_runs(session: Session, lanes: int, pins: Sequence[PinSettings]) -> str:
+    where = "joined the Ray cluster" if session.joined else "started a local Ray"
+    device = f"{session.gpus:g} GPU" if session.gpus else "no GPU: models run on the CPU"
+    return f"{where}: {session.cpus:g} CPUs, {device}; {lanes} lane{'s' * (lanes > 1)}" + (
+        "" if pins else ", no pins needed"
+    )

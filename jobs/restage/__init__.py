@@ -1,0 +1,1 @@
+"""Restaging: upscale a clip, cut the person out, set them before a new background, keep the sound."""

@@ -1,0 +1,86 @@
+"""`--dry-run`: the plan of every video, made for real, and nothing started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+from pathlib import Path
+
+from actors.catalogue import card
+from actors.upscale.sizes import output_size
+from actors.video.scan import Inspection, scan
+from cluster.errors import TroupeError
+from jobs.display import Display
+from jobs.inputs import Input
+from jobs.plan import Plan, make_plan
+from jobs.restage.ingest import Ingest, limits_of
+from jobs.restage.settings import LANCZOS, MATTE_NONE
+
+
+def show_plan(
+    ingest: Ingest,
+    looked: Sequence[tuple[Input, Inspection, str]],
+    missing: Sequence[str],
+    failures: int,
+    display: Display,
+) -> int:
+    """Plans each video (one decode) and shows runs, segments, sizes, models and weights.
+
+    Returns:
+        The exit code: 1 when an input is refused, else 0.
+    """
+    with TemporaryDirectory(prefix="troupe-") as folder:
+        for item, found, matte in looked:
+            try:
+                _show(ingest, item, found, matte, Path(folder), display)
+            except TroupeError as error:
+                failures += 1
+                display.failed(str(item.path), str(error))
+    for name in missing:
+        display.note(f"weights missing: {name} (troupe weights fetch {name})")
+    return 1 if failures else 0
+
+
+def _show(ingest: Ingest, item: Input, found: Inspection, matte: str, folder: Path, display: Display) -> None:
+    settings, config = ingest.settings, ingest.config
+    size = output_size((found.info.width, found.info.height), settings.parsed_target)
+    models = [model for model in (settings.upscale, matte) if model not in (LANCZOS, MATTE_NONE)]
+    stateful = any(card(model).stateful for model in models)
+    batch = config.troupe.batch
+    limits = limits_of(config)
+    scanned = scan(item.path, limits, allow_damaged=ingest.allow_damaged, workdir=folder)
+    warmup = batch.warmup_frames if ingest.split_shots else 0
+    plan = make_plan(scanned, batch.segment_seconds, stateful=stateful, warmup=warmup)
+    _report(item, plan, size, settings.upscale, matte, display)
+
+
+def _report(
+    item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display
+) -> None:
+    info = plan.scan.info
+    runs = [[[s.first, s.last] for s in run.segments] for run in plan.runs]
+    display.emit(
+        "plan",
+        input=str(item.path),
+        output=str(item.output),
+        frames=len(plan.scan),
+        seconds=round(plan.scan.seconds, 3),
+        size=[info.width, info.height],
+        output_size=list(size),
+        cuts=plan.cuts.tolist(),
+        runs=runs,
+        upscale=upscale,
+        matte=matte,
+        notices=list(info.notices),
+        approximate=plan.approximate,
+    )
+    if display.mode == "json":
+        return
+    megapixels = len(plan.scan) * size[0] * size[1] / 1e6
+    display.note(
+        f"{item.path.name}: {info.width}x{info.height} → {size[0]}x{size[1]}, {len(plan.scan)} frames, "
+        f"{plan.scan.seconds:.2f} s, {len(plan.cuts)} cuts, {len(plan.runs)} runs, {len(plan.segments)} segments\n"
+        f"    {upscale}, matte {matte}, {megapixels:.0f} megapixels to write → {item.output}"
+    )
+    for notice in info.notices:
+        display.note(f"    {notice}")

@@ -1,0 +1,189 @@
+"""From an input file to a `VideoTask`: look at it, choose its matte and size, find its background and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.catalogue import card
+from actors.matte import border_screen
+from actors.model import Step
+from actors.upscale.sizes import output_size
+from actors.video.encode import EncoderSettings
+from actors.video.limits import Limits
+from actors.video.scan import Inspection, inspect, scan
+from cluster.config import Config
+from cluster.errors import MediaError
+from cluster.files import sha256_of, written_whole
+from cluster.identity import code_hash
+from cluster.weights import WeightsStore
+from jobs.backgrounds import Library
+from jobs.inputs import Input, mask_of
+from jobs.restage.finish import Restaging
+from jobs.restage.settings import (
+    LANCZOS,
+    MATTE_AUTO,
+    MATTE_CHROMA,
+    MATTE_FALLBACK,
+    MATTE_GIVEN,
+    MATTE_NONE,
+    RestageSettings,
+)
+from jobs.task import VideoTask
+
+
+@dataclass(slots=True)
+class Ingest:
+    """Makes tasks of inputs, all with the same settings.
+
+    Attributes:
+        settings: the user's choices.
+        config: segments, encoder, limits.
+        root: the output folder's `.troupe`.
+        store: where weights lie.
+        library: where background categories lie.
+        encoder: decided once for the whole run.
+        allow_damaged, split_shots: as on the command line.
+        allow_unlicensed: take background items without a licence.
+    """
+
+    settings: RestageSettings
+    config: Config
+    root: Path
+    store: WeightsStore
+    library: Library
+    encoder: EncoderSettings
+    allow_damaged: bool = False
+    split_shots: bool = False
+    allow_unlicensed: bool = False
+    _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def look(self, item: Input) -> tuple[Inspection, str]:
+        """A first look at an input and the matte that fits it.
+
+        Raises:
+            MediaError: it is refused, or the chosen matte cannot work on it.
+        """
+        found = inspect(item.path, limits_of(self.config))
+        return found, self._matte(item, found)
+
+    def missing_weights(self, mattes: set[str]) -> list[str]:
+        """Names of weights that the upscaler and these mattes need and the store does not have."""
+        models = {self.settings.upscale, *mattes} - {LANCZOS, MATTE_NONE}
+        return self.store.missing([name for model in sorted(models) for name in card(model).weights])
+
+    def task(self, item: Input, found: Inspection, matte: str) -> VideoTask:
+        """The task of an input that was looked at.
+
+        Raises:
+            MediaError: the background is refused.
+            UsageError: the background's category is empty or has no licence, or the size cannot be made.
+            WeightsError: weights are missing or damaged.
+        """
+        settings = self.settings
+        size = output_size((found.info.width, found.info.height), settings.parsed_target)
+        steps = self._steps(matte, size)
+        digest = self._hash(item.path)
+        mask = mask_of(item.path) if matte == MATTE_GIVEN else None
+        batch = self.config.troupe.batch
+        return VideoTask(
+            name="restage",
+            source=item.path,
+            source_hash=digest,
+            output=item.output,
+            root=self.root,
+            steps=steps,
+            finish=self._finish(size, digest, matte),
+            encoder=self.encoder,
+            limits=limits_of(self.config),
+            companions={} if mask is None else {"mask": (mask, self._hash(mask))},
+            weights=self._weights(steps),
+            code=code_hash("actors", "jobs"),
+            allow_damaged=self.allow_damaged,
+            segment_seconds=batch.segment_seconds,
+            warmup_frames=batch.warmup_frames if self.split_shots else 0,
+            settings=settings.model_dump(),
+        )
+
+    def _matte(self, item: Input, found: Inspection) -> str:
+        wanted = self.settings.matte
+        has_mask = mask_of(item.path) is not None
+        screen = border_screen(found.first)
+        if wanted == MATTE_AUTO:
+            return MATTE_GIVEN if has_mask else MATTE_CHROMA if screen else MATTE_FALLBACK
+        if wanted == MATTE_GIVEN and not has_mask:
+            raise MediaError(
+                item.path.name,
+                "has no mask beside it",
+                remedy=f"put {item.path.stem}.mask.mp4 there, or choose another --matte",
+            )
+        if wanted == MATTE_CHROMA and not screen:
+            raise MediaError(
+                item.path.name,
+                "its border is not one flat green or blue, so there is no screen to key out",
+                remedy="use a preset or --matte with a network (`troupe weights list`), or --matte none",
+            )
+        return wanted
+
+    def _steps(self, matte: str, size: tuple[int, int]) -> tuple[Step, ...]:
+        settings = self.settings
+        steps = []
+        if settings.upscale != LANCZOS:
+            load = {} if settings.denoise is None else {"denoise": settings.denoise}
+            params = {"size": list(size), "max_input": settings.max_input}
+            steps.append(Step(settings.upscale, load, params))
+        if matte != MATTE_NONE:
+            params = {"long_side": settings.long_side} if card(matte).stateful else {}
+            steps.append(Step(matte, {}, params))
+        # `lanczos` is no step: resampling adds nothing that a matte could use, so the conversion for the encoder does it.
+        return tuple(steps)
+
+    def _finish(self, size: tuple[int, int], digest: str, matte: str) -> Restaging:
+        limits = limits_of(self.config)
+        if matte == MATTE_NONE or self.settings.background is None:
+            return Restaging(size, None, "", None, limits)
+        chosen = self.library.resolve(
+            self.settings.background, key=digest, allow_unlicensed=self.allow_unlicensed
+        )
+        if isinstance(chosen, str):
+            return Restaging(size, chosen, chosen, None, limits)
+        return Restaging(size, str(chosen), self._hash(chosen), self._background_scan(chosen, limits), limits)
+
+    def _background_scan(self, path: Path, limits: Limits) -> Path | None:
+        """The stored scan of a background video, made when it is used first; None for an image."""
+        from actors.video.background import is_image
+
+        if is_image(path):
+            return None
+        stored = self.root / "backgrounds" / self._hash(path)[:20] / "scan.npz"
+        if not stored.is_file():
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            found = scan(path, limits, workdir=stored.parent)
+            with written_whole(stored) as partial:
+                partial.write_bytes(found.to_bytes())
+        return stored
+
+    def _weights(self, steps: tuple[Step, ...]) -> Mapping[str, str]:
+        names = [name for step in steps for name in card(step.model).weights]
+        return {name: self.store.find(name).sha256 for name in names}
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = sha256_of(path)
+        return self._hashes[path]
+
+
+def limits_of(config: Config) -> Limits:
+    """The configured limits in the units that the video modules use."""
+    settings = config.troupe.limits
+    return Limits(
+        max_bytes=int(settings.max_gib * 2**30),
+        max_seconds=settings.max_hours * 3600,
+        max_pixels=int(settings.max_megapixels * 1_000_000),
+        max_streams=settings.max_streams,
+        max_frames=settings.max_frames,
+        stall_seconds=settings.stall_seconds,
+        memory_bytes=int(settings.memory_gib * 2**30),
+        decode_threads=config.troupe.batch.decode_threads,
+    )
