@@ -1,0 +1,185 @@
+"""The loader: the checkpoint decides which network it is, and a bad file is named with what is wrong with it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from actors.networks.load import load_blend, load_network
+from actors.networks.rrdb import RRDBNet
+from actors.networks.srvgg import SRVGGNetCompact
+from cluster.errors import WeightsError
+
+Wrapped = dict[str, Any]
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return dict(SRVGGNetCompact(features=8, convs=2, scale=2).state_dict())
+
+
+def save(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def assert_same(network: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    loaded = network.state_dict()
+    assert loaded.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize("wrap", ["bare", "params", "params_ema", "state_dict", "module."])
+def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path, state: dict[str, Tensor], wrap: str) -> None:
+    content: Wrapped = {wrap: state}
+    if wrap == "bare":
+        content = state
+    elif wrap == "module.":
+        content = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    loaded = load_network(save(tmp_path / "net.pth", content))
+    assert (loaded.kind, loaded.scale) == ("srvgg", 2)
+    assert_same(loaded.network, state)
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    raw = {key: value + 1 for key, value in state.items()}
+    loaded = load_network(save(tmp_path / "net.pth", {"params": raw, "params_ema": state}))
+    assert_same(loaded.network, state)
+
+
+def test_the_network_is_ready_for_inference(tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in RRDBNet(features=8, growth=4, blocks=1, scale=2).state_dict().items()}
+    loaded = load_network(save(tmp_path / "net.pth", state))
+    assert (loaded.kind, loaded.scale) == ("rrdb", 2)
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+    assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_in_the_old_file_format_loads(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert_same(load_network(path).network, state)
+
+
+def test_real_weights_load(shared: Path) -> None:
+    loaded = load_network(shared / "weights" / "realesr-animevideov3.pth")
+    assert (loaded.kind, loaded.scale) == ("srvgg", 4)
+    assert isinstance(loaded.network, SRVGGNetCompact)
+    assert loaded.network.receptive_field == 18
+
+
+def test_an_unknown_network_is_refused_with_the_keys_looked_at(tmp_path: Path) -> None:
+    path = save(tmp_path / "other.pth", {f"layer{i}.weight": torch.zeros(2, 3) for i in range(20)})
+    with pytest.raises(WeightsError) as caught:
+        load_network(path)
+    text = str(caught.value)
+    assert text.startswith("other.pth: is none of the known networks (srvgg, rrdb")
+    assert "20 keys: layer0.weight [2, 3], layer1.weight [2, 3]" in text
+
+
+def test_missing_unknown_and_misshapen_keys_are_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    del state["body.3.weight"]
+    state["body.2.bias"] = torch.zeros(5)
+    state["head.weight"] = torch.zeros(1)
+    with pytest.raises(WeightsError) as caught:
+        load_network(save(tmp_path / "net.pth", state))
+    assert "lacks body.3.weight" in caught.value.reason
+    assert "has unknown head.weight" in caught.value.reason
+    assert "in another shape body.2.bias" in caught.value.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, state: dict[str, Tensor], value: float) -> None:
+    state["body.2.weight"][0, 0, 0, 0] = value
+    with pytest.raises(WeightsError, match=r"net\.pth: .*not numbers in body\.2\.weight"):
+        load_network(save(tmp_path / "net.pth", state))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_file_cut_off_anywhere_is_a_named_error(tmp_path: Path, state: dict[str, Tensor], keep: float) -> None:
+    path = save(tmp_path / "net.pth", state)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(WeightsError, match=r"net\.pth: is not a readable PyTorch checkpoint"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>404</html>\n", b"\x00" * 4096, bytes(range(256)) * 64])
+def test_a_file_of_another_kind_is_a_named_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"net\.pth: is not a readable PyTorch checkpoint"):
+        load_network(path)
+
+
+class Payload:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.canary,)
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle"])
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, state: dict[str, Tensor], form: str) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "net.pth"
+    content = {"params": state, "extra": Payload(canary)}
+    if form == "zip":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"params": {}, "extra": Payload(canary)}, protocol=2))
+    with pytest.raises(WeightsError, match=r"net\.pth: .*holds code, which is never run"):
+        load_network(path)
+    assert not canary.exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_archive_is_a_named_error(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(path))
+    with pytest.raises(WeightsError, match=r"net\.pth: is a TorchScript archive"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [], 3, {"params": {}}, {"params": [torch.zeros(1)]}, {"epoch": 1, "w": torch.zeros(1)}, {1: torch.zeros(1)}],
+    ids=str,
+)
+def test_a_checkpoint_without_a_state_dict_is_a_named_error(tmp_path: Path, content: object) -> None:
+    with pytest.raises(WeightsError, match=r"net\.pth: .*not a state dict"):
+        load_network(save(tmp_path / "net.pth", content))
+
+
+def test_a_missing_file_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"net\.pth: no such file"):
+        load_network(tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match="no such file"):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_a_blend_lies_between_two_checkpoints(tmp_path: Path, state: dict[str, Tensor], strength: float) -> None:
+    other = {key: torch.randn_like(value) for key, value in state.items()}
+    first, second = save(tmp_path / "a.pth", {"params": state}), save(tmp_path / "b.pth", {"params": other})
+    loaded = load_blend(first, second, strength)
+    assert_same(loaded.network, {key: strength * state[key] + (1 - strength) * other[key] for key in state})
+    if strength in (0.0, 1.0):
+        assert_same(loaded.network, state if strength else other)
+
+
+def test_a_blend_of_two_networks_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    first = save(tmp_path / "a.pth", state)
+    second = save(tmp_path / "b.pth", SRVGGNetCompact(features=8, convs=3, scale=2).state_dict())
+    with pytest.raises(WeightsError, match=r"b\.pth: is not the same network as a\.pth: they differ in body\."):
+        load_blend(first, second, 0.5)
+    with pytest.raises(ValueError, match="outside 0"):
+        load_blend(first, first, 1.5)
