@@ -18,7 +18,6 @@ class ConvGRU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
         self.ih = nn.Sequential(nn.Conv2d(channels * 2, channels * 2, 3, padding=1), nn.Sigmoid())
         self.hh = nn.Sequential(nn.Conv2d(channels * 2, channels, 3, padding=1), nn.Tanh())
 
@@ -28,7 +27,7 @@ class ConvGRU(nn.Module):
             h = torch.zeros_like(x[:, 0])
         outputs = []
         for frame in x.unbind(1):
-            r, z = self.ih(torch.cat([frame, h], 1)).split(self.channels, 1)
+            r, z = self.ih(torch.cat([frame, h], 1)).chunk(2, 1)
             c = self.hh(torch.cat([frame, r * h], 1))
             h = (1 - z) * h + z * c
             outputs.append(h)
@@ -38,7 +37,7 @@ class ConvGRU(nn.Module):
 def _recur(gru: ConvGRU, x: Tensor, h: Tensor | None, frames: int) -> tuple[Tensor, Tensor]:
     """Passes the second half of x's channels [B*T,C,H,W] through time; the first half stays as it is."""
     kept, moved = x.chunk(2, 1)
-    out, h = gru(moved.unflatten(0, (-1, frames)), h)
+    out, h = gru(moved.reshape(-1, frames, *moved.shape[1:]), h)
     return torch.cat([kept, out.flatten(0, 1)], 1), h
 
 

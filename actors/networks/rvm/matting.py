@@ -82,13 +82,14 @@ class MattingNetwork(nn.Module):
 
         f1, f2, f3, f4 = self.backbone(small)
         hid, states = self.decoder(small, (f1, f2, f3, self.aspp(f4)), states, frames)
-        residual, pha = self.project_mat(hid).split([3, 1], 1)
+        mat = self.project_mat(hid)
+        residual, pha = mat[:, :3], mat[:, 3:]
         if reduced:
             residual, pha = self.refiner(full, small, residual, pha, hid)
         fgr = (residual + full).clamp(0, 1)
         pha = pha.clamp(0, 1)
         if clip:
-            fgr, pha = fgr.unflatten(0, (-1, frames)), pha.unflatten(0, (-1, frames))
+            fgr, pha = (y.reshape(-1, frames, *y.shape[1:]) for y in (fgr, pha))
         return fgr, pha, states
 
 

@@ -20,8 +20,8 @@ def _apply(src: Tensor, slope: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     size = src.shape[2:]
     slope = F.interpolate(slope, size, mode="bilinear", align_corners=False)
     offset = F.interpolate(offset, size, mode="bilinear", align_corners=False)
-    fgr, pha = (slope * _guide(src) + offset).split([3, 1], 1)
-    return fgr, pha
+    y = slope * _guide(src) + offset
+    return y[:, :3], y[:, 3:]
 
 
 class FastGuidedFilter(nn.Module):
@@ -40,8 +40,8 @@ class FastGuidedFilter(nn.Module):
 
 
 def _mean3(x: Tensor) -> Tensor:
-    """Mean over 3x3 windows; border windows average only the pixels that exist."""
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    """Sum over 3x3 windows by nine; outside the image counts as zero, as in the official refiner."""
+    return F.avg_pool2d(x, 3, 1, 1)
 
 
 class DeepGuidedFilter(nn.Module):
