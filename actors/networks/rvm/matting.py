@@ -42,6 +42,7 @@ class MattingNetwork(nn.Module):
 
     def __init__(self, variant: Variant = "mobilenetv3", refiner: Refiner = "deep_guided_filter") -> None:
         super().__init__()
+        self.variant = variant
         self.backbone: MobileNetV3LargeEncoder | ResNet50Encoder
         if variant == "mobilenetv3":
             self.backbone = MobileNetV3LargeEncoder()
