@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.networks import rrdb, srvgg
+from actors.networks import rrdb, rvm, srvgg
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -21,6 +21,7 @@ State = Mapping[str, Tensor]
 FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "srvgg": srvgg.detect,
     "rrdb": rrdb.detect,
+    "rvm": rvm.build_rvm,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
