@@ -58,6 +58,10 @@ def has_alpha(frame: VideoFrame) -> bool:
     return any(component.is_alpha for component in frame.format.components)
 
 
+#: Goes through a converter with its frame: index and time, or None for a frame that is only looked at.
+Tag = tuple[int, int | None] | None
+
+
 class Converter:
     """Decoded frames of one input to RGB, one out for each one in, in order.
 
@@ -69,9 +73,9 @@ class Converter:
         self._reformatter = VideoReformatter()
         self._graph: Graph | None = None
         self._filters = [_MERGE_FIELDS] * info.interlaced + [_TONE_MAP] * info.hdr
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[Tag] = deque()
 
-    def push(self, frame: VideoFrame, tag: object) -> Iterator[tuple[object, NDArray[np.uint8]]]:
+    def push(self, frame: VideoFrame, tag: Tag) -> Iterator[tuple[Tag, NDArray[np.uint8]]]:
         """Pairs of tag and RGB [H,W,3], a view that is valid until the next call."""
         if not self._filters:
             yield tag, self._to_rgb(frame)
@@ -84,18 +88,13 @@ class Converter:
         self._graph.vpush(frame)
         yield from self._pull()
 
-    def flush(self) -> Iterator[tuple[object, NDArray[np.uint8]]]:
+    def flush(self) -> Iterator[tuple[Tag, NDArray[np.uint8]]]:
         """What is still inside."""
         if self._graph is not None:
             self._graph.vpush(None)
             yield from self._pull()
 
-    def reset(self) -> None:
-        """Forget the frames before, for a seek."""
-        self._graph = None
-        self._waiting.clear()
-
-    def _pull(self) -> Iterator[tuple[object, NDArray[np.uint8]]]:
+    def _pull(self) -> Iterator[tuple[Tag, NDArray[np.uint8]]]:
         assert self._graph is not None
         while True:
             try:

@@ -58,27 +58,19 @@ class Reader:
             except av.error.FFmpegError as error:
                 self._damage(error)
 
-    def seek(self, pts: int) -> None:
-        """Go to the keyframe before the last one that is <= pts, or to the start.
+    def seek(self, pts: int) -> bool:
+        """Go to the keyframe before the last one that is <= pts; False where only the start of the file will do.
 
         One keyframe early, because the frames around an open GOP's keyframe need the GOP before it: seeking to the
         nearest one gave 4 and 8 wrong frames of 100, silently.
         """
         self.container.seek(pts, stream=self.stream, backward=True)
-        first = next((p for p in self.container.demux(self.stream) if p.pts is not None), None)
-        if first is None or first.pts is None:
-            self.rewind()
-            return
-        before = min(first.pts, pts if first.dts is None else first.dts) - 1
-        start = self.stream.start_time or 0
-        if before <= start:
-            self.rewind()
-        else:
-            self.container.seek(before, stream=self.stream, backward=True)
-
-    def rewind(self) -> None:
-        """Go to the very first packet."""
-        self.container.seek(-(2**62), stream=self.stream, backward=True)
+        nearest = next((p for p in self.container.demux(self.stream) if p.dts is not None or p.pts is not None), None)
+        times = [] if nearest is None else [t for t in (nearest.pts, nearest.dts, pts) if t is not None]
+        if not times or min(times) - 1 <= (self.stream.start_time or 0):
+            return False
+        self.container.seek(min(times) - 1, stream=self.stream, backward=True)
+        return True
 
     def _packets(self, streams: list[Any]) -> Iterator[Packet[Any]]:
         in_a_row = 0
@@ -99,6 +91,8 @@ class Reader:
             yield packet
 
     def _damage(self, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            raise error
         self.errors += 1
         if not self._allow_damaged:
             raise MediaError(

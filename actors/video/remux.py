@@ -40,7 +40,7 @@ def remux(container: InputContainer, target: Path, name: str, on_packet: Callabl
             copies: dict[int, Any] = {}
             for stream in (video, *container.streams.audio):
                 copies[stream.index] = out.add_stream_from_template(stream)
-            for packet in container.demux(list((video, *container.streams.audio))):
+            for packet in container.demux([video, *container.streams.audio]):
                 on_packet()
                 if packet.dts is None:
                     continue
