@@ -86,6 +86,11 @@ class MediaInfo:
         """The same with more to report."""
         return replace(self, notices=(*self.notices, *(t for t in texts if t not in self.notices)))
 
+    def with_fields_merged(self, interlaced: bool) -> MediaInfo:
+        """The same, interlaced or not, and reported."""
+        info = replace(self, interlaced=interlaced)
+        return info.with_notice("interlaced: fields merged (bwdif)") if interlaced else info
+
     def to_json(self) -> dict[str, Any]:
         """JSON values; fractions as `n/d` text."""
         data = asdict(self)

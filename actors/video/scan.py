@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from actors.video.info import MediaInfo
 from actors.video.limits import Limits
+from actors.video.names import check_path
+from actors.video.process import Child
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,8 +89,15 @@ class Inspection:
 
 
 def inspect(path: Path, limits: Limits) -> Inspection:
-    """Read the header and the first frame in a child process; `MediaError` when there is none."""
-    raise NotImplementedError
+    """Read the header and the first frame in a child process; `MediaError` when there is none.
+
+    An MPEG-TS file is described as it is; `scan` describes its remuxed copy.
+    """
+    with Child(check_path(path, limits), limits) as child:
+        child.send({"op": "inspect", "path": str(Path.cwd() / path), "limits": limits.to_json()})
+        answer, pixels = child.receive()
+    info = MediaInfo.from_json(answer["info"])
+    return Inspection(info, np.frombuffer(pixels, np.uint8).reshape(info.height, info.width, 3))
 
 
 def scan(
@@ -111,4 +120,28 @@ def scan(
     Raises:
         MediaError: with the file's name, what is wrong with it, and what can be done.
     """
-    raise NotImplementedError
+    request = {
+        "op": "scan",
+        "path": str(Path.cwd() / path),
+        "limits": limits.to_json(),
+        "allow_damaged": allow_damaged,
+        "workdir": str(Path.cwd() / workdir),
+    }
+    with Child(check_path(path, limits), limits) as child:
+        child.send(request)
+        answer, blob = child.receive()
+        while answer["op"] == "progress":
+            if progress is not None:
+                progress(answer["frames"])
+            answer, blob = child.receive()
+    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+        return Scan(
+            path=path,
+            source=Path(answer["source"]),
+            info=MediaInfo.from_json(answer["info"]),
+            pts=arrays["pts"],
+            last_duration=answer["last_duration"],
+            damaged=answer["damaged"],
+            diff=arrays["diff"],
+            corr=arrays["corr"],
+        )

@@ -1,0 +1,159 @@
+"""The decoding process: `python -m actors.video.child`, started by `actors.video.process`.
+
+It alone touches input media, so that a decoder's crash, endless loop or appetite costs one file. Requests come in on
+stdin, answers go out on what was stdout (`actors.video.wire`), frames through shared memory. It ends when stdin does,
+and with its parent. It imports av and numpy alone, to start quickly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import av
+import numpy as np
+
+from actors.video.colour import Converter
+from actors.video.info import MediaInfo
+from actors.video.limits import Limits
+from actors.video.playback import Playback
+from actors.video.survey import first_frame, survey
+from actors.video.wire import Message, Unpacker, pack
+from cluster.errors import MediaError
+
+_PR_SET_PDEATHSIG = 1
+_BEAT_SECONDS = 0.2
+
+
+class Link:
+    """The child's end of the pipes."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source, self._sink = source, sink
+        self._unpacker = Unpacker()
+
+    def send(self, message: Message, blob: bytes = b"") -> None:
+        """Write one message."""
+        rest = memoryview(pack(message, blob))
+        while rest:
+            rest = rest[os.write(self._sink, rest) :]
+
+    def receive(self, *, wait: bool) -> Message | None:
+        """The next message; None when there is none yet and `wait` is False. Ends the process with its parent."""
+        while (found := self._unpacker.next()) is None:
+            if not wait and not select.select([self._source], [], [], 0)[0]:
+                return None
+            data = os.read(self._source, 1 << 16)
+            if not data:
+                raise SystemExit(0)
+            self._unpacker.feed(data)
+        return found[0]
+
+
+def bind_to_parent(parent: int) -> None:
+    """Die with the parent, even when it is killed."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the call above
+        raise SystemExit(0)
+
+
+def confine(memory_bytes: int) -> None:
+    """Bound the heap and write no core files. RLIMIT_AS would count the shared memory of a Ray worker as well."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def serve(link: Link) -> None:
+    """Answer one request; errors that the user can act on are sent, others end the process with a traceback."""
+    request = link.receive(wait=True)
+    assert request is not None
+    limits = Limits.from_json(request["limits"])
+    confine(limits.memory_bytes)
+    path = Path(request["path"])
+    try:
+        match request["op"]:
+            case "inspect":
+                _inspect(link, path, limits)
+            case "scan":
+                _scan(link, path, limits, request)
+            case "decode":
+                _decode(link, path, limits, request)
+    except MediaError as error:
+        parts = {"thing": error.thing, "reason": error.reason, "place": error.place, "remedy": error.remedy}
+        link.send({"op": "error", **parts})
+    except MemoryError:
+        reason = f"needs more memory to decode than the limit of {limits.memory_bytes} bytes"
+        remedy = "scale it down, or raise limits.memory_bytes"
+        link.send({"op": "error", "thing": path.name, "reason": reason, "place": "", "remedy": remedy})
+
+
+def _inspect(link: Link, path: Path, limits: Limits) -> None:
+    info, frame = first_frame(path, limits)
+    converter = Converter(info)
+    for pairs in (converter.push(frame, None), converter.flush()):
+        for _, rgb in pairs:
+            link.send({"op": "done", "info": info.to_json()}, rgb.tobytes())
+            return
+
+
+def _scan(link: Link, path: Path, limits: Limits, request: Message) -> None:
+    last = time.monotonic()
+
+    def beat(frames: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > _BEAT_SECONDS:
+            last = now
+            link.send({"op": "progress", "frames": frames})
+
+    workdir = Path(request["workdir"])
+    head, arrays = survey(path, limits, allow_damaged=request["allow_damaged"], workdir=workdir, beat=beat)
+    link.send({"op": "done", **head}, arrays)
+
+
+def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
+    info = MediaInfo.from_json(request["info"])
+    slots: int = request["slots"]
+    ring = mmap.mmap(request["ring"], slots * info.width * info.height * 3)
+    pictures = np.frombuffer(ring, np.uint8).reshape(slots, info.height, info.width, 3)
+    free = deque(range(slots))
+    playback = Playback(path, info, limits, damaged=request["damaged"])
+    frames, run = None, 0
+    while True:
+        while (message := link.receive(wait=frames is None or not free)) is not None:
+            if message["op"] == "play":
+                frames, run = playback.play(message["index"], message["pts"]), message["run"]
+            else:
+                free.append(message["slot"])
+        assert frames is not None
+        shown = next(frames, None)
+        if shown is None:
+            frames = None
+            link.send({"op": "end", "run": run})
+            continue
+        index, pts, rgb = shown
+        slot = free.popleft()
+        pictures[slot] = rgb
+        link.send({"op": "frame", "run": run, "index": index, "pts": pts, "slot": slot})
+
+
+def main() -> None:
+    """Entry point; the only argument is the parent's process id."""
+    bind_to_parent(int(sys.argv[1]))
+    answers = os.dup(1)
+    os.dup2(2, 1)  # nothing that prints can disturb the messages
+    av.logging.set_level(None)
+    serve(Link(0, answers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""MPEG-TS to mp4 without re-encoding, because seeking in MPEG-TS is unusable (0 of 12 seeks were right)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+
+from actors.video.open import video_stream
+from cluster.errors import MediaError
+
+TIMESCALE = 90000  # MPEG-TS's own: times stay exact
+
+
+def remuxed_path(path: Path, workdir: Path) -> Path:
+    """Where the copy of this very file is kept: the same for the same path, size and change time."""
+    status = path.stat()
+    identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return workdir / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.mp4"
+
+
+def remux(container: InputContainer, target: Path, name: str, on_packet: Callable[[], None]) -> None:
+    """Copy the video stream and all sound streams to `target`, with their times; written beside, then renamed.
+
+    Raises:
+        MediaError: the streams cannot be kept in an mp4, or their times go backwards.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(target.name + ".part")
+    video = video_stream(container, name)
+    started = False
+    try:
+        with av.open(  # noqa: TID251
+            str(beside), "w", format="mp4", container_options={"video_track_timescale": str(TIMESCALE)}
+        ) as out:
+            copies: dict[int, Any] = {}
+            for stream in (video, *container.streams.audio):
+                copies[stream.index] = out.add_stream_from_template(stream)
+            for packet in container.demux([video, *container.streams.audio]):
+                on_packet()
+                if packet.dts is None:
+                    continue
+                if packet.stream_index == video.index:
+                    started |= packet.is_keyframe
+                    if not started:  # a recording that begins inside a GOP
+                        continue
+                packet.stream = copies[packet.stream_index]
+                out.mux(packet)
+    except (av.error.FFmpegError, ValueError) as error:
+        beside.unlink(missing_ok=True)
+        raise MediaError(name, f"cannot be remuxed from MPEG-TS: {error}", remedy="convert it to mp4 first") from error
+    beside.replace(target)

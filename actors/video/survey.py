@@ -1,0 +1,219 @@
+"""The scan itself, as it runs in the decoding process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av import Packet, VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from actors.video.info import MediaInfo
+from actors.video.limits import Limits
+from actors.video.open import check_seconds, check_size, open_media, video_stream
+from actors.video.probe import describe
+from actors.video.reader import Reader
+from actors.video.remux import remux, remuxed_path
+from actors.video.structure import inspect_structure
+from cluster.errors import MediaError
+
+SMALL_WIDTH, SMALL_HEIGHT = 64, 36  # at which neighbouring frames are compared
+_FLAT = 0.5  # standard deviation of luma under which there is nothing to correlate
+_INEXACT_HEADER = 1.0  # seconds by which header durations differ from the truth in valid files
+
+Beat = Callable[[int], None]
+
+
+def survey(
+    path: Path, limits: Limits, *, allow_damaged: bool, workdir: Path, beat: Beat
+) -> tuple[dict[str, Any], bytes]:
+    """Decode `path` from start to end.
+
+    Args:
+        beat: called often, with the number of frames so far: the parent's sign of life.
+
+    Returns:
+        JSON values and an npz of `pts`, `diff`, `corr`, the fields of `Scan`.
+
+    Raises:
+        MediaError: the file is refused.
+    """
+    with ExitStack() as stack:
+        container = stack.enter_context(open_media(path, limits))
+        source, notices = path, []
+        if container.format.name == "mpegts":
+            source = remuxed_path(path, workdir)
+            if not source.exists():
+                remux(container, source, path.name, lambda: beat(0))
+            container = stack.enter_context(open_media(source, replace(limits, max_bytes=2 * limits.max_bytes)))
+            notices.append("MPEG-TS: remuxed to mp4 before decoding")
+        stream = video_stream(container, path.name)
+        reader = Reader(container, stream, path.name, limits, allow_damaged=allow_damaged)
+        tally = _Tally(path.name, limits, beat)
+        for frame in reader.frames(tally.packet):
+            if tally.info is None:
+                tally.info = describe(container, stream, frame, path.name, limits)
+            tally.add(frame)
+        info = tally.finish(reader, container.duration, inspect_structure(source).complete, allow_damaged)
+    info = info.with_notice(*notices)
+    damaged = tally.corrupt + reader.errors
+    if damaged:
+        info = info.with_notice(f"{damaged} damaged frames, allowed")
+    arrays = io.BytesIO()
+    np.savez(arrays, pts=tally.pts, diff=np.array(tally.diff, np.float32), corr=np.array(tally.corr, np.float32))
+    head = {
+        "source": str(source),
+        "info": info.to_json(),
+        "last_duration": tally.last_duration,
+        "damaged": damaged,
+    }
+    return head, arrays.getvalue()
+
+
+class _Tally:
+    """What is gathered while frames go by."""
+
+    def __init__(self, name: str, limits: Limits, beat: Beat) -> None:
+        self.info: MediaInfo | None = None
+        self.pts: NDArray[np.int64] = np.empty(0, np.int64)
+        self.diff: list[float] = []
+        self.corr: list[float] = []
+        self.corrupt = 0
+        self.last_duration = 0
+        self._name, self._limits, self._beat = name, limits, beat
+        self._times: list[int | None] = []
+        self._durations: list[int] = [0]
+        self._first_corrupt = -1
+        self._interlaced = False
+        self._reformatter = VideoReformatter()
+        self._before: NDArray[np.float32] | None = None
+        self._begin, self._end = 0.0, 0.0
+
+    def packet(self, packet: Packet[Any]) -> None:
+        """Keep the span of time that all streams cover."""
+        self._beat(len(self._times))
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.time_base:
+            self._begin = min(self._begin, float(at * packet.time_base))
+            self._end = max(self._end, float((at + (packet.duration or 0)) * packet.time_base))
+
+    def add(self, frame: VideoFrame) -> None:
+        """Count and compare one frame."""
+        assert self.info is not None
+        index = len(self._times)
+        if (frame.width, frame.height) != (self.info.coded_width, self.info.coded_height):
+            raise MediaError(
+                self._name,
+                f"changes its size from {self.info.coded_width}x{self.info.coded_height} to "
+                f"{frame.width}x{frame.height}",
+                place=f"frame {index}",
+                remedy="cut it there and restage the parts",
+            )
+        if frame.format.name != self.info.pix_fmt:
+            raise MediaError(
+                self._name,
+                f"changes its pixel format from {self.info.pix_fmt} to {frame.format.name}",
+                place=f"frame {index}",
+                remedy="convert it to one format first",
+            )
+        if index >= self._limits.max_frames:
+            raise MediaError(
+                self._name,
+                f"is over the frame limit: more than {self._limits.max_frames} frames",
+                remedy="cut it, or raise limits.max_frames",
+            )
+        if frame.is_corrupt:
+            self.corrupt += 1
+            if self._first_corrupt < 0:
+                self._first_corrupt = index
+        self._interlaced |= frame.interlaced_frame
+        self._times.append(frame.pts)
+        self._durations[0] = frame.duration or 0
+        self._compare(frame)
+        self._beat(index + 1)
+
+    def finish(self, reader: Reader, header_duration: int | None, complete: bool, allow_damaged: bool) -> MediaInfo:
+        """Judge the whole; the final description."""
+        if self.info is None:
+            raise MediaError(self._name, "has no frames: nothing in its video stream could be decoded")
+        if self.corrupt and not allow_damaged:
+            count = f"{self.corrupt} of {len(self._times)} frames are corrupt"
+            raise MediaError(
+                self._name,
+                f"is damaged: {count}, the first at frame {self._first_corrupt}",
+                remedy="repair it, or pass --allow-damaged to go on with them",
+            )
+        span = self._end - self._begin
+        promised = (header_duration or 0) / av.time_base
+        if not complete and promised - span > _INEXACT_HEADER:
+            raise MediaError(
+                self._name,
+                f"is cut off: {span:.2f} of {promised:.2f} s are there",
+                remedy="copy, download or record it again",
+            )
+        info = self._set_times(reader.guessed).with_fields_merged(self._interlaced)
+        check_size(info.width, info.height, self._name, self._limits)
+        ticks = int(self.pts[-1]) + self.last_duration - int(self.pts[0])
+        check_seconds(float(ticks * info.time_base), self._name, self._limits)
+        return info
+
+    def _set_times(self, guessed: bool) -> MediaInfo:
+        info = self.info
+        assert info is not None
+        times = [t for t in self._times if t is not None]
+        pts = np.array(times, np.int64)
+        frame_ticks = 1 / info.rate / info.time_base
+        if guessed or len(times) < len(self._times) or bool((np.diff(pts) <= 0).any()):
+            info = replace(info, index_times=True).with_notice("times missing or out of order: made from index / rate")
+            pts = np.array([round(i * frame_ticks) for i in range(len(self._times))], np.int64)
+            self.last_duration = max(1, round(frame_ticks))
+        elif self._durations[0] > 0:
+            self.last_duration = self._durations[0]
+        elif len(pts) > 1:
+            self.last_duration = int(pts[-1] - pts[-2])
+        else:
+            self.last_duration = max(1, round(frame_ticks))
+        self.pts = pts
+        return info
+
+    def _compare(self, frame: VideoFrame) -> None:
+        small = self._reformatter.reformat(
+            frame,
+            width=SMALL_WIDTH,
+            height=SMALL_HEIGHT,
+            format="yuv444p",
+            interpolation=Interpolation.AREA,
+            threads=1,
+        )
+        planes = small.to_ndarray().astype(np.float32)  # [3, 36, 64]
+        if self._before is None:
+            self.diff.append(0.0)
+            self.corr.append(1.0)
+        else:
+            self.diff.append(float(np.abs(planes - self._before).mean()))
+            self.corr.append(_correlation(planes[0], self._before[0]))
+        self._before = planes
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Pearson's; 0 where one picture is flat, which then decides nothing against a cut."""
+    a, b = a - a.mean(), b - b.mean()
+    deviations = float(np.sqrt((a * a).mean()) * np.sqrt((b * b).mean()))
+    return float((a * b).mean()) / deviations if deviations > _FLAT**2 else 0.0
+
+
+def first_frame(path: Path, limits: Limits) -> tuple[MediaInfo, VideoFrame]:
+    """The description and the first frame that can be decoded."""
+    with open_media(path, limits) as container:
+        stream = video_stream(container, path.name)
+        reader = Reader(container, stream, path.name, limits, allow_damaged=True)
+        for frame in reader.frames():
+            return describe(container, stream, frame, path.name, limits), frame
+    raise MediaError(path.name, "has no frames: nothing in its video stream could be decoded")
