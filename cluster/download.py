@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from cluster.errors import WeightsError
-from cluster.filehash import sha256_of
+from cluster.files import publish, sha256_of
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are on the disk and the bytes expected (None while unknown)."""
@@ -83,8 +83,7 @@ def download(
             _check_room(wanted, part)
             asyncio.run(_from_any(wanted, part, progress or _ignore, patience or Patience()))
             _check(wanted, part)
-            part.replace(target)
-            _sync_folder(target.parent)
+            publish(part, target)
     except OSError as error:
         raise WeightsError(
             wanted.name,
@@ -232,11 +231,3 @@ def _check(wanted: Wanted, part: Path) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

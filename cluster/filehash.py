@@ -1,20 +1,13 @@
-"""SHA-256 of files, remembered while a file's size and modification time stay the same."""
+"""Hashes of files, remembered while a file's size and modification time stay the same."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read from the disk now."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from cluster.files import sha256_of, written_whole
 
 
 class _Remembered(BaseModel):
@@ -64,21 +57,7 @@ class HashMemory:
         memory = self._read() | {key: entry}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps({k: v.model_dump() for k, v in memory.items()}).encode())
+            with written_whole(self._path) as partial:
+                partial.write_text(json.dumps({key: value.model_dump() for key, value in memory.items()}))
         except OSError:  # an unwritable cache costs a hash of the same file next time, nothing else
             return
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside `path`, syncs, renames, so that a reader or a crash sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    beside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

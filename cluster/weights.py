@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.download import Patience, Wanted, download
 from cluster.errors import UsageError, WeightsError
-from cluster.filehash import HashMemory, sha256_of, write_atomically
+from cluster.filehash import HashMemory
+from cluster.files import sha256_of, written_whole
 from cluster.registry import Entry, Registry, official_registry
 
 Progress = Callable[[str, int, int | None], None]
@@ -196,7 +195,8 @@ class WeightsStore:
             _sidecar(target).unlink(missing_ok=True)  # first: an old record beside the new file would call it damaged
             _copy_checked(path, target, digest)
             if not official:
-                write_atomically(_sidecar(target), record.model_dump_json(indent=2).encode())
+                with written_whole(_sidecar(target)) as partial:
+                    partial.write_text(record.model_dump_json(indent=2))
         except OSError as error:
             raise WeightsError(
                 entry.name,
@@ -278,17 +278,8 @@ def _read_sidecar(path: Path) -> str | None:
 
 
 def _copy_checked(source: Path, target: Path, digest: str) -> None:
-    """Copies beside `target`, checks that the copy has the hash that was recognised, syncs, renames."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    beside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out, source.open("rb") as file:
-            shutil.copyfileobj(file, out)
-            out.flush()
-            os.fsync(out.fileno())
-        if sha256_of(beside) != digest:
+    """Copies to `target`, which appears whole, and only if the copy has the hash that was recognised."""
+    with written_whole(target) as partial:
+        shutil.copyfile(source, partial)
+        if sha256_of(partial) != digest:
             raise WeightsError(source.name, "changed while it was copied", remedy="import it again")
-        beside.chmod(0o644)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
