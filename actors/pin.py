@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from cluster.weights import StoredWeight, WeightsStore, default_folder
 from ray import serve as ray_serve
 
 from actors.catalogue import card
@@ -27,6 +26,7 @@ from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from cluster.config import PinSettings
 from cluster.identity import code_hash
+from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
 
@@ -92,9 +92,7 @@ class Pin:
         batch = source.batch if isinstance(source, Result) else source
         chain = [Step(**step) for step in steps]
         carries: Sequence[Carry] = state.carries if isinstance(state, Result) else (state or [{}] * len(chain))
-        result = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._run, chain, batch, tuple(carries)
-        )
+        result = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, chain, batch, tuple(carries))
         return replace(result, seconds={**source.seconds, **result.seconds}) if isinstance(source, Result) else result
 
     async def describe(self, steps: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

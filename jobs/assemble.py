@@ -9,9 +9,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from actors.video.join import join
 from actors.video.verify import verify
-from cluster.files import PARTIAL, partial_path, publish, sha256_of
+
+from actors.video.join import join
+from actors.video.sound import extract_sound
+from cluster.files import publish, sha256_of
 from jobs.ledger import WorkFolder, write_row
 from jobs.plan import Plan
 from jobs.task import VideoTask
@@ -31,35 +33,44 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     """
     work = WorkFolder(task.folder)
     done = work.all_done(plan)
+    scan = plan.scan
+    timing = {"pts": scan.pts, "time_base": scan.info.time_base, "last_duration": scan.last_duration}
     begun = time.perf_counter()
+    # In the work folder until it is verified: what bears the output's name is right.
+    joined, sounds = work.path / "joined.mp4", work.path / "sound.mp4"
+    sound = extract_sound(scan.source, sounds, task.limits)
+    join([work.segment_path(segment) for segment in plan.segments], joined, sound=sound, **timing)
+    joined_at = time.perf_counter()
+    verify(joined, sounds=sound.tracks if sound else (), threads=task.limits.decode_threads, **timing)
+    verified_at = time.perf_counter()
+    digest, size = sha256_of(joined), joined.stat().st_size
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(task.output)
-    try:
-        join([work.segment_path(segment) for segment in plan.segments], plan.scan, partial, task.limits)
-        joined = time.perf_counter()
-        checked = verify(partial, plan.scan, task.limits)
-        publish(partial, task.output)
-    finally:
-        partial.unlink(missing_ok=True)
+    publish(joined, task.output)
     seconds: dict[str, float] = {}
     for segment in done.values():
         for stage, spent in segment.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
-    seconds |= {"join": joined - begun, "verify": time.perf_counter() - joined}
-    notices = list(plan.scan.info.notices)
+    seconds |= {"join": joined_at - begun, "verify": verified_at - joined_at}
+    notices = list(scan.info.notices)
+    if scan.damaged:
+        notices.append(f"{scan.damaged} damaged frames (--allow-damaged)")
+    if sound:
+        notices += [
+            f"sound track {n}: {track.codec} became AAC" for n, track in enumerate(sound.tracks) if not track.copied
+        ]
     if plan.approximate:
         notices.append("approximate: segments inside shots started from warm-up frames (--split-shots)")
     row = row_of(
         task,
         status="done",
-        frames=len(plan.scan),
-        damaged=plan.scan.damaged,
+        frames=len(scan),
+        damaged=scan.damaged,
         segments=len(plan.segments),
         retries=sum(segment.retries for segment in done.values()),
         seconds=json.dumps({stage: round(spent, 3) for stage, spent in seconds.items()}),
-        notices=[*notices, *checked.notices],
-        output_bytes=task.output.stat().st_size,
-        output_sha256=sha256_of(task.output),
+        notices=notices,
+        output_bytes=size,
+        output_sha256=digest,
     )
     write_row(task.root, row)
     work.remove_segments()
@@ -88,9 +99,3 @@ def row_of(task: VideoTask, *, status: str, error: str = "", **values: Any) -> d
         **empty,
         **values,
     }
-
-
-def remove_partial_outputs(task: VideoTask) -> None:
-    """Removes what a killed assembly left beside the output. Only for the holder of the output folder's lock."""
-    for leftover in task.output.parent.glob(f".{task.output.name}.*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)

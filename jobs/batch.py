@@ -58,9 +58,7 @@ class Batch:
         on_outcome: told of every video as it ends; called from several threads, one at a time.
     """
 
-    def __init__(
-        self, config: Config, lanes: int, reporter: Reporter, on_outcome: Callable[[Outcome], None]
-    ) -> None:
+    def __init__(self, config: Config, lanes: int, reporter: Reporter, on_outcome: Callable[[Outcome], None]) -> None:
         self._config = config
         self._lanes = lanes
         self._reporter = reporter

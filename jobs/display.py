@@ -64,7 +64,9 @@ class Display:
         row = outcome.row
         self.emit("done", **{key: row[key] for key in ("input", "output", "frames", "notices", "retries")})
         if self.mode != "json":
-            self._console.print(f"[green]done[/green]    {_escape(name)} → {_escape(row['output'])} ({row['frames']} frames)")
+            self._console.print(
+                f"[green]done[/green]    {_escape(name)} → {_escape(row['output'])} ({row['frames']} frames)"
+            )
             for notice in row["notices"]:
                 self._console.print(f"        {_escape(notice)}")
 

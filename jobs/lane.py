@@ -43,7 +43,12 @@ class RunResult:
 
 
 def run_segments(
-    task: VideoTask, plan: Plan, run: Run, config: Config, on_frames: Callable[[int], None], on_note: Callable[[str], None]
+    task: VideoTask,
+    plan: Plan,
+    run: Run,
+    config: Config,
+    on_frames: Callable[[int], None],
+    on_note: Callable[[str], None],
 ) -> RunResult:
     """Does the segments of a run that are not done yet.
 
@@ -124,7 +129,13 @@ class _Sink:
     """Composes and encodes results; finishes a segment when its last batch is in."""
 
     def __init__(
-        self, task: VideoTask, plan: Plan, run: Run, work: WorkFolder, stack: ExitStack, on_frames: Callable[[int], None]
+        self,
+        task: VideoTask,
+        plan: Plan,
+        run: Run,
+        work: WorkFolder,
+        stack: ExitStack,
+        on_frames: Callable[[int], None],
     ) -> None:
         self._task, self._plan, self._run, self._work = task, plan, run, work
         self._composer = stack.enter_context(closing(task.finish.open(plan.scan)))
@@ -233,5 +244,3 @@ def _state_before(
         return [{} for _ in range(steps)]
     assert before[0].index in done
     return list(work.load_carries(before[0], steps))
-
-

@@ -57,9 +57,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
 
 def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
     """The pins that host the tasks' resident models, each once, in the configuration's order."""
-    names = {
-        config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident
-    }
+    names = {config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident}
     return [pin for pin in config.pins if pin.name in names]
 
 

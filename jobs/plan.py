@@ -82,9 +82,7 @@ def plan_video(task: VideoTask, progress: Callable[[int], None] | None = None) -
         found = Scan.from_bytes(stored.read_bytes())
     else:
         task.folder.mkdir(parents=True, exist_ok=True)
-        found = scan(
-            task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, progress=progress
-        )
+        found = scan(task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, progress=progress)
         for plane in task.companions:
             _check_companion(task, plane, found)
         with written_whole(stored) as partial:

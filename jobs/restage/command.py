@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,8 @@ from actors.video.scan import Inspection
 from cluster.config import Config, EncodeSettings, load_config
 from cluster.errors import TroupeError, UsageError, WeightsError
 from cluster.session import is_submitted_job
-from cluster.weights import WeightsStore, default_folder
-from jobs.assemble import remove_partial_outputs
-from jobs.backgrounds import Library
+from cluster.weights import default_store
+from jobs.backgrounds import DEFAULT_ROOT, Library, open_once
 from jobs.display import Display
 from jobs.inputs import Input, collect
 from jobs.ledger import WorkFolder, output_lock, read_row
@@ -62,7 +62,7 @@ def restage(
     max_input: Annotated[int | None, typer.Option(help="Reduce to this short side before upscaling.", min=16)] = None,
     long_side: Annotated[int | None, typer.Option(help="Long side that RVM looks at.", min=64)] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration; ./ray-config.yaml if there is one.")] = None,
-    library: Annotated[Path, typer.Option(help="The background library.")] = Path("backgrounds"),
+    library: Annotated[Path, typer.Option(help="The background library.")] = DEFAULT_ROOT,
     lanes: Annotated[int | None, typer.Option(help="Lanes at work, instead of the configuration's.", min=1)] = None,
     split_shots: Annotated[
         bool, typer.Option(help="Start segments inside shots with warm-up frames: parallel, approximate.")
@@ -125,8 +125,8 @@ def _restage(
         settings=settings,
         config=config,
         root=root,
-        store=WeightsStore(default_folder(os.environ)),
-        library=Library(library),
+        store=default_store(os.environ),
+        library=Library(library, partial(open_once, limits=limits_of(config))),
         encoder=_encoder(settings, config.troupe.encode, display),
         allow_damaged=options.allow_damaged,
         split_shots=options.split_shots,
@@ -155,13 +155,13 @@ def _restage(
     if options.preview:
         _preview(tasks, config, display)
     done = len(inputs) - failures
-    display.note(f"{done} of {len(inputs)} videos done, results in {output}" + (f", {failures} failed" * bool(failures)))
+    display.note(
+        f"{done} of {len(inputs)} videos done, results in {output}" + (f", {failures} failed" * bool(failures))
+    )
     return EXIT_FAILED if failures else EXIT_DONE
 
 
-def _look(
-    ingest: Ingest, inputs: Sequence[Input], display: Display
-) -> tuple[list[tuple[Input, Inspection, str]], int]:
+def _look(ingest: Ingest, inputs: Sequence[Input], display: Display) -> tuple[list[tuple[Input, Inspection, str]], int]:
     """First looks at all inputs, a few at a time; refused ones are shown and counted."""
     looked, failures = [], 0
     with ThreadPoolExecutor(_LOOKERS) as pool:
@@ -180,7 +180,6 @@ def _unfinished(tasks: Sequence[VideoTask], options: Options, display: Display) 
     """Tasks without a finished output; `--force` forgets what was done."""
     todo = []
     for task in tasks:
-        remove_partial_outputs(task)
         row = read_row(task.root, task.fingerprint)
         finished = row is not None and row["status"] == "done" and task.output.is_file()
         if options.force:
@@ -218,7 +217,9 @@ def _encoder(settings: RestageSettings, encode: EncodeSettings, display: Display
         if problem is None:
             codec = "nvenc"
         elif codec == "nvenc":
-            raise UsageError("codec nvenc", f"does not encode here: {problem}", remedy="set troupe.encode.codec to x264")
+            raise UsageError(
+                "codec nvenc", f"does not encode here: {problem}", remedy="set troupe.encode.codec to x264"
+            )
         else:
             codec = "x264"
             display.note(f"NVENC does not encode here ({problem}): x264 does")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from actors.catalogue import card
 from actors.upscale.sizes import output_size
@@ -54,9 +54,7 @@ def _show(ingest: Ingest, item: Input, found: Inspection, matte: str, folder: Pa
     _report(item, plan, size, settings.upscale, matte, display)
 
 
-def _report(
-    item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display
-) -> None:
+def _report(item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display) -> None:
     info = plan.scan.info
     runs = [[[s.first, s.last] for s in run.segments] for run in plan.runs]
     display.emit(

@@ -10,7 +10,9 @@ from actors.catalogue import card
 from actors.matte import border_screen
 from actors.model import Step
 from actors.upscale.sizes import output_size
+from actors.video.background import parse_colour
 from actors.video.encode import EncoderSettings
+from actors.video.image import is_image
 from actors.video.limits import Limits
 from actors.video.scan import Inspection, inspect, scan
 from cluster.config import Config
@@ -19,6 +21,7 @@ from cluster.files import sha256_of, written_whole
 from cluster.identity import code_hash
 from cluster.weights import WeightsStore
 from jobs.backgrounds import Library
+from jobs.backgrounds import resolve as resolve_background
 from jobs.inputs import Input, mask_of
 from jobs.restage.finish import Restaging
 from jobs.restage.settings import (
@@ -71,7 +74,7 @@ class Ingest:
     def missing_weights(self, mattes: set[str]) -> list[str]:
         """Names of weights that the upscaler and these mattes need and the store does not have."""
         models = {self.settings.upscale, *mattes} - {LANCZOS, MATTE_NONE}
-        return self.store.missing([name for model in sorted(models) for name in card(model).weights])
+        return list(self.store.missing([name for model in sorted(models) for name in card(model).weights]))
 
     def task(self, item: Input, found: Inspection, matte: str) -> VideoTask:
         """The task of an input that was looked at.
@@ -143,17 +146,17 @@ class Ingest:
         limits = limits_of(self.config)
         if matte == MATTE_NONE or self.settings.background is None:
             return Restaging(size, None, "", None, limits)
-        chosen = self.library.resolve(
-            self.settings.background, key=digest, allow_unlicensed=self.allow_unlicensed
+        # By the clip's content, so that reruns choose the same item.
+        chosen = resolve_background(
+            self.settings.background, self.library, digest, allow_unlicensed=self.allow_unlicensed
         )
-        if isinstance(chosen, str):
+        if parse_colour(chosen) is not None:
             return Restaging(size, chosen, chosen, None, limits)
-        return Restaging(size, str(chosen), self._hash(chosen), self._background_scan(chosen, limits), limits)
+        path = Path(chosen).absolute()
+        return Restaging(size, str(path), self._hash(path), self._background_scan(path, limits), limits)
 
     def _background_scan(self, path: Path, limits: Limits) -> Path | None:
         """The stored scan of a background video, made when it is used first; None for an image."""
-        from actors.video.background import is_image
-
         if is_image(path):
             return None
         stored = self.root / "backgrounds" / self._hash(path)[:20] / "scan.npz"
