@@ -1,17 +1,12 @@
-"""The process that opens a user's file for its sound: copies what can be copied, encodes the rest, all into one mp4.
+"""Taking the sound out of a user's file: copies what can be copied, encodes the rest, all into one mp4.
 
-Run as `python -m actors.video.sound_child REQUEST` by `actors.video.sound`. Writes dots for progress, one line a second of sound,
-then one line of JSON: the tracks, or an error.
+Runs in the decoding process (`actors.video.child`) only.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import resource
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,7 @@ from typing import Any
 import av
 from av import AudioFrame, AudioResampler, Packet
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 
 from actors.video.limits import Limits
@@ -49,7 +44,7 @@ class Copy:
         self.first: Fraction | None = None
         self.end = Fraction(0)
 
-    def feed(self, packet: Packet[AudioStream]) -> Iterator[Packet[Any]]:
+    def feed(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
         """Packets to write for one that was read."""
         if not packet.size:
             return
@@ -84,15 +79,13 @@ class Encode:
         self.stream.codec_context.bit_rate = BITS_PER_CHANNEL * self.stream.codec_context.channels
         self.stream.codec_context.time_base = Fraction(1, rate)
         # async=1 fills gaps and trims overlaps, beyond 30 ms so that times rounded to milliseconds pass as they are.
-        self._resample = AudioResampler(
-            "fltp", layout, rate, AAC_FRAME, {"async": "1", "min_hard_comp": "0.03"}
-        )
+        self._resample = AudioResampler("fltp", layout, rate, AAC_FRAME, {"async": "1", "min_hard_comp": "0.03"})
         self.first: Fraction | None = None
         self.end = Fraction(0)
 
-    def feed(self, packet: Packet[AudioStream]) -> Iterator[Packet[Any]]:
+    def feed(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
         """Packets to write for one that was read; the one without data flushes the decoder."""
-        for frame in packet.decode():
+        for frame in self.source.codec_context.decode(packet):
             if frame.pts is not None and frame.time_base is not None:
                 start = frame.pts * frame.time_base
             elif self.first is None:
@@ -115,31 +108,48 @@ class Encode:
             yield from self.stream.encode(frame)
 
 
-def extract(source: Path, target: Path, limits: Limits) -> list[SoundTrack]:
-    """Write the sound of `source` to `target`; an empty list, and no file, when it has none."""
+def extract(source: Path, target: Path, limits: Limits, progress: Callable[[float], None]) -> list[SoundTrack]:
+    """Write the sound of `source` to `target`; an empty list when it has none.
+
+    Args:
+        progress: called with the seconds heard so far, at least once a second of sound.
+
+    Raises:
+        MediaError: the source is refused or its sound cannot be read.
+    """
     with open_media(source, limits) as container:
-        streams = container.streams.audio
-        if not streams:
-            return []
-        # One timescale in which each track's start is exact.
-        timescale = math.lcm(*(stream.codec_context.sample_rate for stream in streams))
-        options = {"movie_timescale": str(timescale)} if timescale < 2**31 else {"movie_timescale": "1000000"}
-        with create_mp4(target, options) as out:
-            tracks: dict[int, Copy | Encode] = {}
-            for stream in streams:
-                track = (Copy if stream.codec_context.name in COPIED else Encode)(stream, out)
-                _describe(stream, track.stream)
-                tracks[stream.index] = track
-            heard = 0
-            for packet in container.demux(*streams):
-                track = tracks[packet.stream.index]
-                out.mux(track.feed(packet))
-                if int(track.end) > heard:
-                    heard = int(track.end)
-                    print(".", flush=True)
-            for track in tracks.values():
-                out.mux(track.finish())
-        return [_report(track) for track in tracks.values() if track.first is not None]
+        try:
+            return _extract(container, target, progress)
+        except (av.FFmpegError, ValueError) as error:
+            reason = f"its sound cannot be read: {error}"
+            raise MediaError(source.name, reason, remedy="convert the sound to AAC first") from error
+
+
+def _extract(container: InputContainer, target: Path, progress: Callable[[float], None]) -> list[SoundTrack]:
+    streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    if not streams:
+        return []
+    # One timescale in which each track's start is exact.
+    timescale = math.lcm(*(stream.codec_context.sample_rate for stream in streams))
+    options = {"movie_timescale": str(timescale if timescale < 2**31 else 1_000_000)}
+    tracks: dict[int, Copy | Encode] = {}
+    with create_mp4(target, options) as out:
+        for stream in streams:
+            kind = Copy if stream.codec_context.name in COPIED else Encode
+            tracks[stream.index] = kind(stream, out)
+            _describe(stream, tracks[stream.index].stream)
+        heard = 0
+        for packet in container.demux(*streams):
+            track = tracks[packet.stream.index]
+            for ready in track.feed(packet):
+                out.mux_one(ready)
+            if track.end >= heard:
+                heard = int(track.end) + 1
+                progress(float(track.end))
+        for track in tracks.values():
+            for ready in track.finish():
+                out.mux_one(ready)
+    return [_report(track) for track in tracks.values() if track.first is not None]
 
 
 def _describe(source: AudioStream, stream: AudioStream) -> None:
@@ -164,24 +174,3 @@ def _report(track: Copy | Encode) -> SoundTrack:
         first=float(track.first),
         end=float(track.end),
     )
-
-
-def main() -> None:
-    """Do what the request says, and say how it went."""
-    request = json.loads(sys.argv[1])
-    limits = Limits.from_json(request["limits"])
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-    av.logging.set_level(av.logging.FATAL)
-    answer: dict[str, Any]
-    try:
-        tracks = extract(Path(request["source"]), Path(request["target"]), limits)
-        answer = {"tracks": [asdict(track) for track in tracks]}
-    except MediaError as error:
-        answer = {"error": error.reason, "place": error.place, "remedy": error.remedy}
-    except (av.FFmpegError, ValueError) as error:
-        answer = {"error": f"cannot be read: {error}", "place": "sound", "remedy": "convert it first"}
-    print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
