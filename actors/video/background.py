@@ -68,7 +68,9 @@ class Looped(Background):
     Going forward decodes each frame once a round; wrapping, or any other jump, starts a new decoding range.
     """
 
-    def __init__(self, found: Scan, decoder: Decoder, width: int, height: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, found: Scan, decoder: Decoder, width: int, height: int, *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
         self._decoder = decoder
         self._convert = YuvConverter(width, height)
         self._starts = (found.pts - found.pts[0]).astype(np.float64) * float(found.info.time_base)
@@ -156,7 +158,8 @@ def parse_colour(spec: str) -> tuple[int, int, int] | None:
 def crop_to_cover(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """The centred part of a picture that has the shape of width x height, as a view: scaled to that size it covers it.
 
-    Cropping before scaling costs nothing; its edges fall on whole source pixels, so shapes are off by less than a pixel.
+    Cropping before scaling costs nothing; its edges fall on whole source pixels, so shapes are off by less than a
+    pixel.
     """
     have_height, have_width = rgb.shape[:2]
     part_width = min(have_width, max(1, round(have_height * width / height)))

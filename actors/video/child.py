@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -87,6 +88,8 @@ def serve(link: Link) -> None:
                 _scan(link, path, limits, request)
             case "decode":
                 _decode(link, path, limits, request)
+            case "sound":
+                _sound(link, path, limits, request)
     except MediaError as error:
         parts = {"thing": error.thing, "reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
@@ -118,6 +121,13 @@ def _scan(link: Link, path: Path, limits: Limits, request: Message) -> None:
     workdir = Path(request["workdir"])
     head, arrays = survey(path, limits, allow_damaged=request["allow_damaged"], workdir=workdir, beat=beat)
     link.send({"op": "done", **head}, arrays)
+
+
+def _sound(link: Link, path: Path, limits: Limits, request: Message) -> None:
+    from actors.video.sound_extract import extract  # not needed to decode pictures
+
+    tracks = extract(path, Path(request["target"]), limits, lambda seconds: link.send({"op": "beat", "at": seconds}))
+    link.send({"op": "done", "tracks": [asdict(track) for track in tracks]})
 
 
 def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:

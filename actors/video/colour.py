@@ -141,6 +141,6 @@ class Converter:
             threads=1,
         )
         plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         picture = rows[:, : width * 3].reshape(height, width, 3)
         return np.rot90(picture, info.rotation // 90) if info.rotation else picture

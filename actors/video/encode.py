@@ -1,4 +1,4 @@
-"""Encoding segments: H.264 in mp4, reproducible, each starting with its own closed GOP so that they join without re-encoding."""
+"""Encoding segments: reproducible H.264 in mp4, each with closed GOPs of its own, so that they join as they are."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class EncoderSettings:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A finished segment file: frames and bytes in it, its hash, and the decoder set-up (avcC) that all segments share."""
+    """A finished segment file: its frames, bytes and hash, and the decoder set-up (avcC) that all segments share."""
 
     frames: int
-    bytes: int
+    nbytes: int
     sha256: str
     extradata: bytes
 
@@ -82,8 +82,9 @@ class SegmentInfo:
 class SegmentWriter:
     """Writes one segment, beside its name until `close` publishes it.
 
-    Times: the first frame's pts becomes 0 in the file; one mp4 tick is 1 / the time base's denominator of a second, so that every
-    time comes back exactly. Only constant-quality rate control is used: it has no memory that would cross segments.
+    Times: the first frame's pts becomes 0 in the file; one mp4 tick is 1 / the time base's denominator of a second,
+    so that every time comes back exactly. Only constant-quality rate control is used: it has no memory that would
+    cross segments.
 
     Used as a context manager it publishes when the block succeeds and leaves nothing when it raises.
     """
@@ -189,8 +190,8 @@ class SegmentWriter:
 class KeyframeClock:
     """Says which frames must be keyframes so that a GOP stays within its seconds where the frame rate drops.
 
-    The encoder itself guarantees a keyframe in any `interval` consecutive frames, which is enough at the nominal rate. A
-    keyframe is forced only where `interval` frames last longer than that, to within one frame.
+    The encoder itself guarantees a keyframe in any `interval` consecutive frames, which is enough at the nominal
+    rate. A keyframe is forced only where `interval` frames last longer than that, to within one frame.
     """
 
     def __init__(self, gop_seconds: float, rate: Fraction) -> None:
@@ -201,7 +202,7 @@ class KeyframeClock:
         self._forced = Fraction(0)
 
     def due(self, seconds: Fraction) -> bool:
-        """Whether the frame at `seconds` after the segment's start must be a keyframe; called once per frame, in order."""
+        """Whether the frame at `seconds` after the segment's start must be a keyframe; asked for each frame in order."""
         oldest = self._recent[0] if self._recent else seconds
         self._recent.append(seconds)
         if seconds - oldest > self._gop + self._slack and seconds - self._forced >= self._gop:
@@ -213,7 +214,8 @@ class KeyframeClock:
 def encoder_options(settings: EncoderSettings, interval: int) -> tuple[str, dict[str, str]]:
     """The libavcodec encoder's name and its options, for keyframes at most `interval` frames apart."""
     if settings.codec == "x264":
-        # stitchable keeps the headers of all segments equal; the thread count is repeated so that the stream's text shows it.
+        # stitchable keeps the headers of all segments equal; the thread count is repeated so that the stream's text
+        # shows it.
         x264 = {"threads": settings.threads, "stitchable": 1, "open-gop": 0, "keyint": interval}
         return "libx264", {
             "preset": settings.preset,
@@ -240,7 +242,8 @@ def encoder_options(settings: EncoderSettings, interval: int) -> tuple[str, dict
 def probe_nvenc() -> str | None:
     """Encode one frame with NVENC: None when it works on this machine, otherwise the reason why not.
 
-    Data-centre cards have no encoder, and builds without the driver list one that fails on opening, so only trying tells.
+    Data-centre cards have no encoder, and builds without the driver list one that fails on opening, so only trying
+    tells.
     """
     try:
         codec, options = encoder_options(EncoderSettings(codec="nvenc", preset="p4"), 50)

@@ -21,7 +21,7 @@ _REMEDY = "use a PNG, JPEG, WebP or BMP file"
 
 
 def read_image(path: Path, limits: Limits) -> NDArray[np.uint8]:
-    """An image file as RGB, uint8 [H,W,3], turned upright by its EXIF tag; transparent parts show the colours they have.
+    """An image file as RGB, uint8 [H,W,3], upright by its EXIF tag; transparent parts show the colours they have.
 
     Raises:
         MediaError: too large, or not an image.
@@ -32,7 +32,9 @@ def read_image(path: Path, limits: Limits) -> NDArray[np.uint8]:
     data = path.read_bytes()
     width, height = image_size(data, path.name)
     if width * height > limits.max_pixels:
-        raise MediaError(path.name, f"the image is {width}x{height}", remedy=f"at most {limits.max_pixels} pixels are read")
+        raise MediaError(
+            path.name, f"the image is {width}x{height}", remedy=f"at most {limits.max_pixels} pixels are read"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:

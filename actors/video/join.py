@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +22,6 @@ from actors.video.own import create_mp4, open_own, sha256_of, written_whole
 from actors.video.sound import Sound, SoundTrack
 from cluster.errors import JobError
 
-
 #: What a player shows of a sound track.
 _DESCRIPTION = ("language", "title", "handler_name")
 
@@ -31,7 +31,7 @@ class Joined:
     """The final file: frames and bytes in it, its hash, and what became of each sound track."""
 
     frames: int
-    bytes: int
+    nbytes: int
     sha256: str
     sounds: tuple[SoundTrack, ...]
 
@@ -61,10 +61,13 @@ def join(
     """
     scale, timescale = time_base.numerator, time_base.denominator
     times = np.asarray(pts, np.int64) * scale
+    if times[0] < 0:
+        raise JobError(target.name, f"its first frame is shown at {float(times[0] / timescale):.3f} s: mp4 starts at 0")
     order = _decode_order(segments, times, target.name)
     dts = decode_times(order, times)
     durations = np.diff(times, append=times[-1] + last_duration * scale)
-    # Start offsets are stored in the movie's timescale: a multiple of the video's keeps it exact, 10 kHz keeps sound to 0.05 ms.
+    # Start offsets are stored in the movie's timescale: a multiple of the video's keeps it exact, 10 kHz keeps sound
+    # to 0.05 ms.
     movie_timescale = timescale * math.ceil(10_000 / timescale)
     options = {
         "movflags": "+faststart",
@@ -87,8 +90,8 @@ def join(
 def decode_times(order: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
     """dts for each packet, in decode order: strictly increasing, never after its pts.
 
-    The segments' own dts overlap at the joints (each starts before its first pts), so they are made anew: the sorted pts,
-    delayed by as many frames as the deepest reordering needs; the first ones count down below the first pts.
+    The segments' own dts overlap at the joints (each starts before its first pts), so they are made anew: the sorted
+    pts, delayed by as many frames as the deepest reordering needs; the first ones count down below the first pts.
 
     Args:
         order: int64 [n], for each packet in decode order the rank of its pts.
@@ -101,7 +104,7 @@ def decode_times(order: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[
 
 
 def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-    """The rank of each packet's pts, in decode order; checks that the segments are one video with exactly these times."""
+    """The rank of each packet's pts, in decode order; the segments must be one video with exactly these times."""
     order: list[NDArray[np.int64]] = []
     first_headers: bytes | None = None
     done = 0
@@ -109,7 +112,7 @@ def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str)
         with open_own(path) as container:
             stream = container.streams.video[0]
             headers = bytes(stream.codec_context.extradata or b"")
-            packets = [_pts(packet) for packet in container.demux(stream) if packet.size]
+            packets = [_pts(packet) for packet in _packets(container)]
         if first_headers is None:
             first_headers = headers
         if headers != first_headers:
@@ -122,7 +125,10 @@ def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str)
         expected = times[done : done + len(own)]
         if len(own) == 0 or len(expected) != len(own) or not np.array_equal(np.sort(own), expected - expected[0]):
             raise JobError(
-                name, f"its {len(own)} frames do not have the plan's times", place=path.name, remedy="rerun with --force"
+                name,
+                f"its {len(own)} frames do not have the plan's times",
+                place=path.name,
+                remedy="rerun with --force",
             )
         order.append(ranks + done)
         done += len(own)
@@ -131,7 +137,12 @@ def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str)
     return np.concatenate(order)
 
 
-def _pts(packet: Packet[Stream]) -> int:
+def _packets(container: InputContainer) -> Iterator[Packet[Any]]:
+    """The video's packets, without the empty one that ends them."""
+    return (packet for packet in container.demux(container.streams.video[0]) if packet.size)
+
+
+def _pts(packet: Packet[Any]) -> int:
     if packet.pts is None:
         raise JobError("segment", "a packet has no time")
     return packet.pts
@@ -146,20 +157,18 @@ def _add_video(out: OutputContainer, segment: Path, timescale: int) -> Stream:
 
 def _video_packets(
     segments: Sequence[Path],
-    stream: Stream,
+    video: Stream,
     pts: NDArray[np.int64],
     dts: NDArray[np.int64],
     durations: NDArray[np.int64],
     tick: Fraction,
-) -> Iterator[Packet[Stream]]:
+) -> Iterator[Packet[Any]]:
     """All segments' packets with their new times, in decode order."""
     index = 0
     for path in segments:
         with open_own(path) as container:
-            for packet in container.demux(container.streams.video[0]):
-                if not packet.size:
-                    continue
-                packet.stream = stream
+            for packet in _packets(container):
+                packet.stream = video
                 packet.time_base = tick
                 packet.pts, packet.dts = int(pts[index]), int(dts[index])
                 packet.duration = int(durations[index])
@@ -167,26 +176,26 @@ def _video_packets(
                 yield packet
 
 
-def _sound_packets(container: InputContainer, sound: Sound, out: OutputContainer) -> Iterator[Packet[Stream]]:
+def _sound_packets(container: InputContainer, sound: Sound, out: OutputContainer) -> Iterator[Packet[Any]]:
     """Adds the sound's streams to `out` now; the packets, times untouched, come as they are asked for."""
     streams: dict[int, Stream] = {}
     for track in sound.tracks:
-        template = container.streams[track.stream]
-        stream = out.add_stream_from_template(template, opaque=True)
+        template: Stream = container.streams[track.stream]
+        stream: Stream = out.add_stream_from_template(template, opaque=True)
         stream.metadata.update({key: template.metadata[key] for key in _DESCRIPTION if key in template.metadata})
         stream.disposition = template.disposition
         streams[template.index] = stream
     return _restreamed(container, streams)
 
 
-def _restreamed(container: InputContainer, streams: dict[int, Stream]) -> Iterator[Packet[Stream]]:
+def _restreamed(container: InputContainer, streams: dict[int, Stream]) -> Iterator[Packet[Any]]:
     for packet in container.demux(list(streams)):
         if packet.size:
             packet.stream = streams[packet.stream_index]
             yield packet
 
 
-def _when(packet: Packet[Stream]) -> float:
+def _when(packet: Packet[Any]) -> float:
     """Seconds by which packets of different streams are put in order."""
     ticks = packet.dts if packet.dts is not None else packet.pts
     if ticks is None or packet.time_base is None:

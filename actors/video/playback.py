@@ -87,7 +87,7 @@ class Playback:
         if first is None:
             return
         for frame in _chain(first, frames):
-            if frame.is_corrupt and not self._damaged:
+            if not self._damaged and (frame.is_corrupt or (self._reader is not None and self._reader.errors)):
                 raise MediaError(self._source.name, "is damaged", place=f"frame {index}", remedy="scan it again")
             if (frame.width, frame.height) != (self._info.coded_width, self._info.coded_height):
                 raise MediaError(self._source.name, "changes its size", place=f"frame {index}")
@@ -99,7 +99,7 @@ class Playback:
         self._open.close()
         container = self._open.enter_context(open_media(self._source, self._limits))
         stream = video_stream(container, self._source.name)
-        self._reader = Reader(container, stream, self._source.name, self._limits, allow_damaged=self._damaged)
+        self._reader = Reader(container, stream, self._limits)
         return self._reader
 
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import IO
 
@@ -32,22 +33,23 @@ class Child:
     def __init__(self, path: Path, limits: Limits, pass_fds: tuple[int, ...] = ()) -> None:
         self._name, self._limits = path.name, limits
         self._unpacker = Unpacker()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._started, self._ended = threading.Event(), threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._failure: OSError | None = None
-        threading.Thread(target=self._mind, args=(pass_fds,), name=f"decoding {path.name}", daemon=True).start()
-        self._started.wait()
-        if self._failure is not None:
-            raise MediaError(self._name, f"cannot be decoded: the decoding process did not start: {self._failure}")
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._process.stdin = self._process.stdout = None  # dropped with this object, so that the child ends with it
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._ended = threading.Event()
+        started: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
+        # A function, not a method: with the pipes in this object alone, the child ends when the object is dropped.
+        arguments = (started, self._ended, self._stderr, pass_fds)
+        threading.Thread(target=_mind, args=arguments, name=f"minds {path.name}", daemon=True).start()
+        process = started.get()
+        if isinstance(process, OSError):
+            self._stderr.close()
+            raise MediaError(self._name, f"cannot be decoded: the decoding process did not start: {process}")
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
+        process.stdin = process.stdout = None
 
     @property
     def pid(self) -> int:
         """Process id."""
-        assert self._process is not None
         return self._process.pid
 
     def send(self, message: Message) -> None:
@@ -74,7 +76,6 @@ class Child:
 
     def close(self) -> None:
         """Kill it and see it gone. May be called again."""
-        assert self._process is not None
         for pipe in (self._stdin, self._stdout):
             try:
                 pipe.close()
@@ -111,7 +112,6 @@ class Child:
     def _gone(self) -> MediaError:
         """What became of it."""
         self._ended.wait(_END_SECONDS)
-        assert self._process is not None
         code = self._process.returncode
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
@@ -130,23 +130,28 @@ class Child:
         last = f": {lines[-1]}" if lines else ""
         return MediaError(self._name, f"its decoder ended with exit code {code}{last}")
 
-    def _mind(self, pass_fds: tuple[int, ...]) -> None:
-        try:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "actors.video.child", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                bufsize=-1,
-                cwd=_ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,
-                pass_fds=pass_fds,
-            )
-        except OSError as error:
-            self._failure = error
-            self._started.set()
-            return
-        self._started.set()
-        process.wait()
-        self._ended.set()
+
+def _mind(
+    started: SimpleQueue[subprocess.Popen[bytes] | OSError],
+    ended: threading.Event,
+    stderr: IO[bytes],
+    pass_fds: tuple[int, ...],
+) -> None:
+    """Start a decoding process, hand it over, wait until it is gone."""
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "actors.video.child", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd=_ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        started.put(error)
+        return
+    started.put(process)
+    process.wait()
+    ended.set()

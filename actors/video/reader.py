@@ -11,28 +11,23 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from actors.video.limits import Limits
-from cluster.errors import MediaError
 
 #: Unreadable packets in a row after which the rest of a damaged file is given up.
 _MOST_ERRORS = 64
 
 
 class Reader:
-    """Decodes one video stream.
+    """Decodes one video stream, going on after damage, which whoever reads has to judge.
 
     Attributes:
-        errors: packets that could not be read or decoded so far (only when damage is allowed).
+        errors: packets that could not be read or decoded so far.
         guessed: some packet has no time of its own, or one that libavformat made up (AVI stores none).
     """
 
-    def __init__(
-        self, container: InputContainer, stream: VideoStream, name: str, limits: Limits, *, allow_damaged: bool = False
-    ) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream, limits: Limits) -> None:
         self.container, self.stream = container, stream
         self.errors = 0
         self.guessed = False
-        self._name = name
-        self._allow_damaged = allow_damaged
         self._is_avi = container.format.name == "avi"
         stream.codec_context.thread_count = limits.decode_threads
         stream.codec_context.thread_type = "AUTO"
@@ -94,9 +89,3 @@ class Reader:
         if isinstance(error, MemoryError):
             raise error
         self.errors += 1
-        if not self._allow_damaged:
-            raise MediaError(
-                self._name,
-                f"is damaged: {getattr(error, 'strerror', None) or error}",
-                remedy="repair it, or pass --allow-damaged to go on without the damaged frames",
-            ) from error

@@ -1,30 +1,27 @@
 """The sound of a source, taken out once into an mp4 of our own, from which the final file copies it.
 
-aac, mp3, ac3 and eac3 packets are copied with their times untouched, negative ones too; the mp4 muxer would accept anything
-else as well, but phones and QuickTime stay silent on it, so the rest is encoded to AAC with its times passed on. Forcing the
-first time to 0 instead would shift sound by 23 ms or lose a late start.
+aac, mp3, ac3 and eac3 packets are copied with their times untouched, negative ones too; the mp4 muxer would accept
+anything else as well, but phones and QuickTime stay silent on it, so the rest is encoded to AAC with its times passed
+on. Forcing the first time to 0 instead would shift sound by 23 ms or lose a late start.
 
-The user's file is opened in a child process (`actors.video.sound_child`), which is killed when it stalls.
+The user's file is opened in the decoding process alone (`actors.video.sound_extract` runs there).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.video.limits import Limits
 from actors.video.own import partial_path, publish
-from cluster.errors import MediaError
+from actors.video.process import Child
 
 #: Codecs whose packets are copied: every phone, browser and television plays them from mp4.
 COPIED = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3"})
+
+#: Samples that the AAC encoder puts before the first one it was given.
+AAC_DELAY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,60 +82,15 @@ def extract_sound(source: Path, target: Path, limits: Limits) -> Sound | None:
     """
     partial = partial_path(target)
     try:
-        tracks = _run_child(source, partial, limits)
-        if not tracks:
+        with Child(source, limits) as child:
+            request = {"path": str(source.absolute()), "target": str(partial.absolute()), "limits": limits.to_json()}
+            child.send({"op": "sound", **request})
+            message, _ = child.receive()
+            while message["op"] != "done":
+                message, _ = child.receive()
+        if not message["tracks"]:
             return None
         publish(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-    return Sound(target, tracks)
-
-
-def _run_child(source: Path, target: Path, limits: Limits) -> tuple[SoundTrack, ...]:
-    """Run the child to its end; it writes a line for every bit of progress, and its result as the last one."""
-    project = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH", "")
-    request = json.dumps({"source": str(source), "target": str(target), "limits": limits.to_json()})
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(
-            [sys.executable, "-m", "actors.video.sound_child", request],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (project, inherited) if p)},
-        ) as child,
-    ):
-        try:
-            last = _last_line(child, source.name, limits.stall_seconds)
-        except BaseException:
-            child.kill()
-            raise
-        code = child.wait()
-        complaints.seek(0)
-        said = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
-    try:
-        result = json.loads(last)
-    except ValueError as error:
-        reason = f"the process that reads its sound ended with code {code}: {' '.join(said)}"
-        raise MediaError(source.name, reason, place="sound", remedy="convert it first") from error
-    if "error" in result:
-        raise MediaError(source.name, result["error"], place=result["place"], remedy=result["remedy"])
-    return tuple(SoundTrack(**track) for track in result["tracks"])
-
-
-def _last_line(child: subprocess.Popen[bytes], name: str, stall_seconds: float) -> bytes:
-    """What the child writes last, once it closes its output; raises when it writes nothing for too long."""
-    assert child.stdout is not None
-    line, unfinished = b"", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            if not selector.select(stall_seconds):
-                reason = f"nothing could be read for {stall_seconds:g} s"
-                raise MediaError(name, reason, place="sound", remedy="raise limits.stall_seconds")
-            data = os.read(child.stdout.fileno(), 65536)
-            if not data:
-                return line
-            *finished, unfinished = (unfinished + data).split(b"\n")
-            line = finished[-1] if finished else line
+    return Sound(target, tuple(SoundTrack(**track) for track in message["tracks"]))

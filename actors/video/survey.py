@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 from av import Packet, VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from actors.video.info import MediaInfo
@@ -55,24 +55,23 @@ def survey(
             container = stack.enter_context(open_media(source, replace(limits, max_bytes=2 * limits.max_bytes)))
             notices.append("MPEG-TS: remuxed to mp4 before decoding")
         stream = video_stream(container, path.name)
-        reader = Reader(container, stream, path.name, limits, allow_damaged=allow_damaged)
+        reader = Reader(container, stream, limits)
         tally = _Tally(path.name, limits, beat)
         for frame in reader.frames(tally.packet):
             if tally.info is None:
                 tally.info = describe(container, stream, frame, path.name, limits)
-            tally.add(frame)
+            tally.add(frame, reader.errors)
         info = tally.finish(reader, container.duration, inspect_structure(source).complete, allow_damaged)
     info = info.with_notice(*notices)
-    damaged = tally.corrupt + reader.errors
-    if damaged:
-        info = info.with_notice(f"{damaged} damaged frames, allowed")
+    if tally.damaged:
+        info = info.with_notice(f"{tally.damaged} damaged frames, allowed")
     arrays = io.BytesIO()
     np.savez(arrays, pts=tally.pts, diff=np.array(tally.diff, np.float32), corr=np.array(tally.corr, np.float32))
     head = {
         "source": str(source),
         "info": info.to_json(),
         "last_duration": tally.last_duration,
-        "damaged": damaged,
+        "damaged": tally.damaged,
     }
     return head, arrays.getvalue()
 
@@ -85,12 +84,12 @@ class _Tally:
         self.pts: NDArray[np.int64] = np.empty(0, np.int64)
         self.diff: list[float] = []
         self.corr: list[float] = []
-        self.corrupt = 0
+        self.damaged = 0
         self.last_duration = 0
         self._name, self._limits, self._beat = name, limits, beat
         self._times: list[int | None] = []
         self._durations: list[int] = [0]
-        self._first_corrupt = -1
+        self._corrupt, self._first_damaged = 0, -1
         self._interlaced = False
         self._reformatter = VideoReformatter()
         self._before: NDArray[np.float32] | None = None
@@ -104,8 +103,8 @@ class _Tally:
             self._begin = min(self._begin, float(at * packet.time_base))
             self._end = max(self._end, float((at + (packet.duration or 0)) * packet.time_base))
 
-    def add(self, frame: VideoFrame) -> None:
-        """Count and compare one frame."""
+    def add(self, frame: VideoFrame, errors: int) -> None:
+        """Count and compare one frame, before which `errors` packets in all were lost."""
         assert self.info is not None
         index = len(self._times)
         if (frame.width, frame.height) != (self.info.coded_width, self.info.coded_height):
@@ -129,10 +128,9 @@ class _Tally:
                 f"is over the frame limit: more than {self._limits.max_frames} frames",
                 remedy="cut it, or raise limits.max_frames",
             )
-        if frame.is_corrupt:
-            self.corrupt += 1
-            if self._first_corrupt < 0:
-                self._first_corrupt = index
+        self._corrupt += frame.is_corrupt
+        if (self._corrupt or errors) and self._first_damaged < 0:
+            self._first_damaged = index
         self._interlaced |= frame.interlaced_frame
         self._times.append(frame.pts)
         self._durations[0] = frame.duration or 0
@@ -143,12 +141,14 @@ class _Tally:
         """Judge the whole; the final description."""
         if self.info is None:
             raise MediaError(self._name, "has no frames: nothing in its video stream could be decoded")
-        if self.corrupt and not allow_damaged:
-            count = f"{self.corrupt} of {len(self._times)} frames are corrupt"
+        self.damaged = self._corrupt + reader.errors
+        if self.damaged and not allow_damaged:
+            first = self._first_damaged if self._first_damaged >= 0 else len(self._times)
             raise MediaError(
                 self._name,
-                f"is damaged: {count}, the first at frame {self._first_corrupt}",
-                remedy="repair it, or pass --allow-damaged to go on with them",
+                f"is damaged: {self._corrupt} of {len(self._times)} frames are corrupt and {reader.errors} more were "
+                f"lost, the first at frame {first}",
+                remedy="repair it, or pass --allow-damaged to go on with what there is",
             )
         span = self._end - self._begin
         promised = (header_duration or 0) / av.time_base
@@ -184,11 +184,15 @@ class _Tally:
         return info
 
     def _compare(self, frame: VideoFrame) -> None:
+        assert self.info is not None
+        full = self.info.full_range
         small = self._reformatter.reformat(
             frame,
             width=SMALL_WIDTH,
             height=SMALL_HEIGHT,
             format="yuv444p",
+            src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,  # one scale for all inputs: the thresholds are of 255
             interpolation=Interpolation.AREA,
             threads=1,
         )
@@ -213,7 +217,7 @@ def first_frame(path: Path, limits: Limits) -> tuple[MediaInfo, VideoFrame]:
     """The description and the first frame that can be decoded."""
     with open_media(path, limits) as container:
         stream = video_stream(container, path.name)
-        reader = Reader(container, stream, path.name, limits, allow_damaged=True)
+        reader = Reader(container, stream, limits)
         for frame in reader.frames():
             return describe(container, stream, frame, path.name, limits), frame
     raise MediaError(path.name, "has no frames: nothing in its video stream could be decoded")

@@ -1,7 +1,7 @@
 """RGB frames to BT.709 limited YUV 4:2:0, with or without alpha, scaled to the output size in the same pass.
 
-Every conversion names matrix, range and kernel: the library's defaults are BT.601 and a chroma reduction that is 16 dB worse at
-coloured edges, and tagging a frame does not convert it.
+Every conversion names matrix, range and kernel: the library's defaults are BT.601 and a chroma reduction that is 16
+dB worse at coloured edges, and tagging a frame does not convert it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 #: AVCOL_SPC_BT709, the value that frames and codec contexts carry (swscale's own constant happens to be equal).
 MATRIX_BT709 = 1
 
-# Full chroma input is right and, at equal size, also twice as fast; BITEXACT costs nothing and takes the same path on all CPUs.
+# Full chroma input is right and, at equal size, also twice as fast; BITEXACT costs nothing and takes the same path on
+# all CPUs.
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.BITEXACT
 
 
 class YuvConverter:
     """Converts RGB frames of any size to `yuv420p`, or `yuva420p` with straight alpha, of one output size.
 
-    Enlarging uses Lanczos for the colours and bicubic for the alpha (Lanczos' second lobe would draw a faint outline around
-    the figure); reducing, and chroma at equal size, uses area averages. Alpha has no range: 0 and 255 stay 0 and 255.
-    One converter serves one stream; it is not thread-safe.
+    Enlarging uses Lanczos for the colours and bicubic for the alpha (Lanczos' second lobe would draw a faint outline
+    around the figure); reducing, and chroma at equal size, uses area averages. Alpha has no range: 0 and 255 stay 0
+    and 255. One converter serves one stream; it is not thread-safe.
     """
 
     def __init__(self, width: int, height: int) -> None:
