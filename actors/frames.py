@@ -44,10 +44,10 @@ class FrameBatch:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays together."""
-        arrays = [self.rgb, self.pts, self.cut, *self.planes.values()]
+        arrays: list[NDArray[np.generic]] = [self.rgb, self.pts, self.cut, *self.planes.values()]
         if self.alpha is not None:
             arrays.append(self.alpha)
-        return sum(int(a.nbytes) for a in arrays)
+        return sum(array.nbytes for array in arrays)
 
     def with_pixels(self, rgb: UInt8, alpha: UInt8 | None = None) -> FrameBatch:
         """The same frames in time with other pixels."""

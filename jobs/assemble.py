@@ -9,10 +9,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from actors.video.verify import verify
-
 from actors.video.join import join
 from actors.video.sound import extract_sound
+from actors.video.verify import verify
 from cluster.files import publish, sha256_of
 from jobs.ledger import WorkFolder, write_row
 from jobs.plan import Plan
@@ -34,14 +33,27 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     work = WorkFolder(task.folder)
     done = work.all_done(plan)
     scan = plan.scan
-    timing = {"pts": scan.pts, "time_base": scan.info.time_base, "last_duration": scan.last_duration}
     begun = time.perf_counter()
     # In the work folder until it is verified: what bears the output's name is right.
     joined, sounds = work.path / "joined.mp4", work.path / "sound.mp4"
     sound = extract_sound(scan.source, sounds, task.limits)
-    join([work.segment_path(segment) for segment in plan.segments], joined, sound=sound, **timing)
+    join(
+        [work.segment_path(segment) for segment in plan.segments],
+        joined,
+        pts=scan.pts,
+        time_base=scan.info.time_base,
+        last_duration=scan.last_duration,
+        sound=sound,
+    )
     joined_at = time.perf_counter()
-    verify(joined, sounds=sound.tracks if sound else (), threads=task.limits.decode_threads, **timing)
+    verify(
+        joined,
+        pts=scan.pts,
+        time_base=scan.info.time_base,
+        last_duration=scan.last_duration,
+        sounds=sound.tracks if sound else (),
+        threads=task.limits.decode_threads,
+    )
     verified_at = time.perf_counter()
     digest, size = sha256_of(joined), joined.stat().st_size
     task.output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +67,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     if scan.damaged:
         notices.append(f"{scan.damaged} damaged frames (--allow-damaged)")
     if sound:
-        notices += [
-            f"sound track {n}: {track.codec} became AAC" for n, track in enumerate(sound.tracks) if not track.copied
-        ]
+        encoded = [(n, track.codec) for n, track in enumerate(sound.tracks) if not track.copied]
+        notices += [f"sound track {n}: {codec} became AAC" for n, codec in encoded]
     if plan.approximate:
         notices.append("approximate: segments inside shots started from warm-up frames (--split-shots)")
     row = row_of(

@@ -123,7 +123,8 @@ class Batch:
     def _assemble(self, task: VideoTask) -> None:
         self._reporter.put(task.fingerprint, stage="assembling")
         try:
-            row = ray.get(_assemble_remotely.options(num_cpus=self._config.troupe.batch.lane_cpus).remote(task))
+            work = ray.remote(num_cpus=self._config.troupe.batch.lane_cpus, max_retries=2)(_assemble_planned)
+            row = ray.get(work.remote(task))
         except TroupeError as error:
             self._end(task, "failed", _plain(error))
         except RayError as error:
@@ -167,7 +168,7 @@ class PlanVideo:
 
 
 class Lane:
-    """An actor of the pool: does the rows that it is given and answers each, with an error's text instead of raising."""
+    """An actor of the pool: does each row that it is given and answers with an error's text instead of raising."""
 
     def __init__(self, config: Config, reporter: Reporter) -> None:
         import cv2
@@ -198,8 +199,7 @@ class Lane:
         return answer
 
 
-@ray.remote(max_retries=2)
-def _assemble_remotely(task: VideoTask) -> Row:
+def _assemble_planned(task: VideoTask) -> Row:
     return assemble(task, plan_video(task))
 
 

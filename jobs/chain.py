@@ -64,12 +64,13 @@ class Chain:
     Args:
         steps: the chain.
         config: says which pin hosts a model, and the window.
+        on_retry: told of every repetition of lost calls, with the reason.
 
     Raises:
         UsageError: a lane step stands between pin steps.
     """
 
-    def __init__(self, steps: Sequence[Step], config: Config) -> None:
+    def __init__(self, steps: Sequence[Step], config: Config, on_retry: Callable[[str], None]) -> None:
         resident = [card(step.model).resident for step in steps]
         order = [place for place, _ in groupby(resident)]
         if order.count(True) > 1:
@@ -83,9 +84,9 @@ class Chain:
         self._pinned = tuple(steps[head:tail])
         self._after = tuple(steps[tail:])
         self._config = config
+        self._on_retry = on_retry
         self._models: dict[int, Model] = {}
         self._retries = 0
-        self.on_retry: Callable[[str], None] = lambda reason: None
 
     def stream(self, pieces: Iterator[Piece], carries: Sequence[Carry]) -> Iterator[Done]:
         """Results in the order of the pieces.
@@ -179,7 +180,7 @@ class Chain:
 
     def _retried(self, reason: str) -> None:
         self._retries += 1
-        self.on_retry(reason)
+        self._on_retry(reason)
 
 
 def _stage(pin: str, steps: list[dict[str, Any]], stateful: bool) -> Stage:

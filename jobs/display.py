@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jobs.batch import Outcome
@@ -53,7 +54,7 @@ class Display:
         """An input that ended in an error."""
         self.emit("failed", input=name, error=error)
         if self.mode != "json":
-            self._console.print(f"[red]failed[/red]  {_escape(error)}")
+            self._console.print(f"[red]failed[/red]  {escape(error)}")
 
     def ended(self, outcome: Outcome) -> None:
         """A video that is done or failed."""
@@ -65,10 +66,10 @@ class Display:
         self.emit("done", **{key: row[key] for key in ("input", "output", "frames", "notices", "retries")})
         if self.mode != "json":
             self._console.print(
-                f"[green]done[/green]    {_escape(name)} → {_escape(row['output'])} ({row['frames']} frames)"
+                f"[green]done[/green]    {escape(name)} → {escape(row['output'])} ({row['frames']} frames)"
             )
             for notice in row["notices"]:
-                self._console.print(f"        {_escape(notice)}")
+                self._console.print(f"        {escape(notice)}")
 
     @contextmanager
     def following(self, reporter: Reporter, tasks: Sequence[VideoTask]) -> Iterator[None]:
@@ -146,9 +147,3 @@ def _eta(board: dict[str, VideoProgress], videos: int, rate: float) -> float | N
         return None
     done, total = _sums(board)
     return round((total / len(planned) * videos - done) / rate, 1)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -10,28 +10,8 @@ from cluster.errors import UsageError
 
 #: What lies beside clips without being one. Everything else in a folder is tried, whatever its name says.
 SIDECARS = frozenset(
-    [
-        ".ass",
-        ".bmp",
-        ".db",
-        ".gif",
-        ".ini",
-        ".jpeg",
-        ".jpg",
-        ".json",
-        ".log",
-        ".md",
-        ".nfo",
-        ".parquet",
-        ".pdf",
-        ".png",
-        ".sha256",
-        ".srt",
-        ".vtt",
-        ".webp",
-        ".xml",
-        ".yaml",
-    ]
+    {".ass", ".bmp", ".db", ".gif", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".nfo", ".parquet", ".pdf"}
+    | {".png", ".sha256", ".srt", ".vtt", ".webp", ".xml", ".yaml"}
 )
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.frames import Carry, FrameBatch
 from actors.video.decode import Decoder
@@ -47,6 +48,7 @@ def run_segments(
     plan: Plan,
     run: Run,
     config: Config,
+    *,
     on_frames: Callable[[int], None],
     on_note: Callable[[str], None],
 ) -> RunResult:
@@ -71,8 +73,7 @@ def run_segments(
     for part in _consecutive(todo):
         state = _state_before(work, run, part[0], len(task.steps), done)
         with ExitStack() as stack:
-            chain = Chain(task.steps, config)
-            chain.on_retry = on_note
+            chain = Chain(task.steps, config, on_note)
             source = _Source(task, plan, config.troupe.batch, stack)
             pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
@@ -115,14 +116,10 @@ class _Source:
         rgb = np.empty((last - first, scan.info.height, scan.info.width, 3), np.uint8)
         self._decoder.read_into(rgb, first, last)
         cut = np.isin(np.arange(first, last), self._plan.cuts)
-        planes = {name: self._plane(decoder, name, first, last) for name, decoder in self._masks.items()}
+        planes = {name: _mask(decoder, first, last) for name, decoder in self._masks.items()}
         batch = FrameBatch(rgb, scan.pts[first:last], cut, planes=planes)
         self.seconds += time.perf_counter() - begun
         return Piece(segment, batch, first, ends=last == segment.last)
-
-    def _plane(self, decoder: Decoder, name: str, first: int, last: int) -> np.ndarray:
-        # A mask is grey: any channel holds it.
-        return np.stack([frame[:, :, 1] for frame in decoder.frames(first, last)])
 
 
 class _Sink:
@@ -200,7 +197,7 @@ class _Sink:
         self._work.record(
             self._run,
             DoneSegment(
-                segment.index, written.frames, written.bytes, written.sha256, carry, self._seconds, self._retries
+                segment.index, written.frames, written.nbytes, written.sha256, carry, self._seconds, self._retries
             ),
         )
         self._seconds, self._retries = {}, 0
@@ -221,6 +218,11 @@ def batch_frames(plan: Plan, task: VideoTask, settings: BatchSettings) -> int:
     # Results may carry alpha: four bytes a pixel.
     largest = max(3 * info.width * info.height, 4 * width * height)
     return max(1, min(settings.batch_frames, settings.batch_mib * 2**20 // largest))
+
+
+def _mask(decoder: Decoder, first: int, last: int) -> NDArray[np.uint8]:
+    """Frames of a mask video, uint8 [T,H,W]. A mask is grey: any channel holds it."""
+    return np.stack([frame[:, :, 1] for frame in decoder.frames(first, last)])
 
 
 def _consecutive(segments: list[Segment]) -> Iterator[list[Segment]]:

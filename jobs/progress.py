@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,13 +65,13 @@ class Reporter:
 
     def snapshot(self) -> dict[str, VideoProgress]:
         """The board, or nothing when it is lost or slow."""
+        found: dict[str, VideoProgress] = {}
         with self._forgiving():
-            answer: dict[str, VideoProgress] = ray.get(self._board.snapshot.remote(), timeout=_ASK_SECONDS)
-            return answer
-        return {}
+            found |= ray.get(self._board.snapshot.remote(), timeout=_ASK_SECONDS)
+        return found
 
     @contextlib.contextmanager
-    def _forgiving(self) -> Any:
+    def _forgiving(self) -> Iterator[None]:
         try:
             yield
         except (RayError, TimeoutError) as error:

@@ -12,7 +12,7 @@ from actors.model import Step
 from actors.upscale.sizes import output_size
 from actors.video.background import parse_colour
 from actors.video.encode import EncoderSettings
-from actors.video.image import is_image
+from actors.video.image import SUFFIXES
 from actors.video.limits import Limits
 from actors.video.scan import Inspection, inspect, scan
 from cluster.config import Config
@@ -139,7 +139,7 @@ class Ingest:
         if matte != MATTE_NONE:
             params = {"long_side": settings.long_side} if card(matte).stateful else {}
             steps.append(Step(matte, {}, params))
-        # `lanczos` is no step: resampling adds nothing that a matte could use, so the conversion for the encoder does it.
+        # `lanczos` is no step: it adds nothing that a matte could use, so the conversion for the encoder does it.
         return tuple(steps)
 
     def _finish(self, size: tuple[int, int], digest: str, matte: str) -> Restaging:
@@ -157,7 +157,7 @@ class Ingest:
 
     def _background_scan(self, path: Path, limits: Limits) -> Path | None:
         """The stored scan of a background video, made when it is used first; None for an image."""
-        if is_image(path):
+        if path.suffix.lower() in SUFFIXES:
             return None
         stored = self.root / "backgrounds" / self._hash(path)[:20] / "scan.npz"
         if not stored.is_file():
