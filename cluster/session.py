@@ -94,6 +94,9 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         use_token(os.environ)
     # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not joined:
+        # At its usual level Ray's core writes notes about Ray Data's own actors between our lines.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -12,7 +12,8 @@ import logging
 import pickle
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
 from cluster.errors import TroupeError
@@ -85,7 +87,7 @@ class Batch:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
-        for row in _rows(self._dataset(tasks, indices, lanes)):
+        for row in self._dataset(tasks, indices, lanes).iter_rows():
             index = int(row["video"])
             if index in self._ended:
                 continue
@@ -100,25 +102,27 @@ class Batch:
 
     def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
         settings = self._config.troupe.batch
+        _configure_data()
         items = [{"video": index, "task": pickle.dumps(tasks[index])} for index in indices]
         # A lane that encodes with NVENC needs the GPU; no other may create a context on it.
         hidden = {} if tasks[0].encoder.codec == "nvenc" else {"CUDA_VISIBLE_DEVICES": ""}
         environment = {"env_vars": hidden}
-        return (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .flat_map(
-                PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=lanes, runtime_env=environment
-            )
-            .map(
+        planned = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
+            PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=lanes, runtime_env=environment
+        )
+        with warnings.catch_warnings():
+            # Ray 2.60 has no other way to bound the retries of rows, and warns of this one.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return planned.map(
                 Lane,
                 fn_constructor_args=(self._config, self._reporter),
                 compute=ActorPoolStrategy(size=lanes, max_tasks_in_flight_per_actor=2),
                 num_cpus=settings.lane_cpus,
                 runtime_env=environment,
-                # Lanes restart for ever; the rows that they died with are counted by us, not by Ray.
-                ray_remote_args_fn=_lane_args,
+                # Lanes restart for ever; rows that died with one are done again alone (`run`), not by Ray for ever.
+                max_restarts=-1,
+                max_task_retries=1,
             )
-        )
 
     def _assemble(self, task: VideoTask) -> None:
         self._reporter.put(task.fingerprint, stage="assembling")
@@ -203,20 +207,17 @@ def _assemble_planned(task: VideoTask) -> Row:
     return assemble(task, plan_video(task))
 
 
-def _lane_args() -> dict[str, Any]:
-    return {"max_restarts": -1, "max_task_retries": 1}
-
-
-def _rows(dataset: Dataset) -> Iterator[Row]:
+def _configure_data() -> None:
+    """Ray Data's settings for rows that are whole runs; they count for datasets made afterwards."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # Every row a block: a lane takes one run at a time, and its answer does not wait for others.
     context.target_max_block_size = 1
     # A lost row is missing from the answer, which we compare with the plan; it must not fail the others.
     context.max_errored_blocks = -1
-    # The guard would kill a healthy job whose one run takes long; calls inside a lane have bounds of their own.
-    context.execution_options.preserve_order = False
-    yield from dataset.iter_rows()
+    # The guard would end a healthy job whose one run takes long; every wait inside a lane has a bound of its own.
+    context.execution_no_progress_timeout_s = -1
 
 
 def _error_text(task: VideoTask, error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class Reporter:
     def _forgiving(self) -> Iterator[None]:
         try:
             yield
-        except (RayError, TimeoutError) as error:
+        except GetTimeoutError:
+            return  # a busy machine; the next question may be answered
+        except RayError as error:
             if not self._lost:
                 log.warning("progress is no longer shown (%s); the job goes on", type(error).__name__)
             self._lost = True
