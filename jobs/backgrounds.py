@@ -241,4 +241,3 @@ def resolve(spec: str, library: Library, key: str | bytes, *, allow_unlicensed: 
 
 def _score(key: bytes, name: str) -> bytes:
     return hashlib.sha256(len(key).to_bytes(8, "big") + key + name.encode()).digest()
-
