@@ -5,62 +5,35 @@ from __future__ import annotations
 from actors.model import Card, Model, Setup
 
 
-def _load(setup: Setup) -> Model:
-    from actors.upscale.upscaler import load_upscaler  # listing the cards must not import torch
+def _card(name: str, weights: tuple[str, ...], scale: int, summary: str) -> Card:
+    def load(setup: Setup) -> Model:
+        from actors.upscale import upscaler  # listing the cards must not import torch
 
-    return load_upscaler(setup)
+        one = len(weights) == 1
+        return upscaler.load_upscaler(setup, scale) if one else upscaler.load_denoising_upscaler(setup, scale)
 
-
-def _load_denoising(setup: Setup) -> Model:
-    from actors.upscale.upscaler import load_denoising_upscaler
-
-    return load_denoising_upscaler(setup)
+    return Card(name, "upscale", weights, resident=True, load=load, scale=scale, summary=summary)
 
 
 CARDS: tuple[Card, ...] = (
-    Card(
-        name="realesr-animevideov3",
-        family="upscale",
-        weights=("realesr-animevideov3",),
-        resident=True,
-        load=_load,
-        scale=4,
-        summary="x4, compact and the fastest; made for animation, good on clean generated clips",
+    _card(
+        "realesr-animevideov3",
+        ("realesr-animevideov3",),
+        4,
+        "compact and the fastest; made for animation, good on clean generated clips",
     ),
-    Card(
-        name="realesr-general-x4v3",
-        family="upscale",
-        weights=("realesr-general-x4v3", "realesr-general-wdn-x4v3"),
-        resident=True,
-        load=_load_denoising,
-        scale=4,
-        summary="x4, compact, for live action; option denoise 0..1 (0.5; 1 is the strongest)",
+    _card(
+        "realesr-general-x4v3",
+        ("realesr-general-x4v3", "realesr-general-wdn-x4v3"),
+        4,
+        "compact, for live action; option denoise 0..1 (0.5; 1 is the strongest); twice the work of animevideov3",
     ),
-    Card(
-        name="realesrgan-x4plus",
-        family="upscale",
-        weights=("realesrgan-x4plus",),
-        resident=True,
-        load=_load,
-        scale=4,
-        summary="x4, the largest: 29 times the work of realesr-animevideov3",
-    ),
-    Card(
-        name="realesrgan-x2plus",
-        family="upscale",
-        weights=("realesrgan-x2plus",),
-        resident=True,
-        load=_load,
-        scale=2,
-        summary="x2, large: 7 times the work of realesr-animevideov3",
-    ),
-    Card(
-        name="realesrgan-x4plus-anime-6b",
-        family="upscale",
-        weights=("realesrgan-x4plus-anime-6b",),
-        resident=True,
-        load=_load,
-        scale=4,
-        summary="x4, for drawings: 9 times the work of realesr-animevideov3",
+    _card("realesrgan-x4plus", ("realesrgan-x4plus",), 4, "the largest: 29 times the work of animevideov3"),
+    _card("realesrgan-x2plus", ("realesrgan-x2plus",), 2, "large: 7 times the work of animevideov3"),
+    _card(
+        "realesrgan-x4plus-anime-6b",
+        ("realesrgan-x4plus-anime-6b",),
+        4,
+        "for drawings: 9 times the work of animevideov3",
     ),
 )

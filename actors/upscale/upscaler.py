@@ -47,8 +47,8 @@ class Upscaler:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
-        # Channels last is the layout tensor cores want. It is also what makes tiles bit-exact on a CPU: for the other
-        # layout oneDNN picks its algorithm, and with it the order of additions, by the size of the image.
+        # Channels last is the layout tensor cores want. It is also what makes tiles bit-exact on a CPU (AVX2 or later):
+        # for the other layout oneDNN picks its algorithm, and with it the order of additions, by the size of the image.
         self.network: Network = network.to(device=self.device, dtype=self.dtype)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.micro_batch = 1 if self.device.type == "cpu" else micro_batch
@@ -118,23 +118,26 @@ class Upscaler:
         return out
 
 
-def load_upscaler(setup: Setup) -> Upscaler:
+def load_upscaler(setup: Setup, scale: int) -> Upscaler:
     """Loads a network with a single checkpoint.
 
+    Args:
+        scale: the enlargement that the network must have.
+
     Raises:
-        WeightsError: the checkpoint is damaged or of a network that does not enlarge.
+        WeightsError: the checkpoint is damaged, or of a network that does not enlarge, or by another factor.
         UsageError: options are given, and this model has none.
     """
     if setup.options:
         raise UsageError("upscale", f"unknown options: {', '.join(setup.options)}", remedy="this model has none")
-    return _upscaler(load_network(setup.weights[0]), setup)
+    return _upscaler(load_network(setup.weights[0]), setup, scale)
 
 
-def load_denoising_upscaler(setup: Setup) -> Upscaler:
+def load_denoising_upscaler(setup: Setup, scale: int) -> Upscaler:
     """Loads general-x4v3 between its two checkpoints (strong, then weak); option `denoise` 0..1, 1 the strongest.
 
     Raises:
-        WeightsError: a checkpoint is damaged, of another network, or the two are not the same network.
+        WeightsError: as `load_upscaler`, or the two are not the same network.
         UsageError: `denoise` is not a number in 0..1, or other options are given.
     """
     unknown = sorted(setup.options.keys() - {"denoise"})
@@ -144,12 +147,15 @@ def load_denoising_upscaler(setup: Setup) -> Upscaler:
     if isinstance(denoise, bool) or not isinstance(denoise, int | float) or not 0 <= denoise <= 1:
         raise UsageError("upscale", f"denoise is {denoise!r}", remedy="give a number from 0 (keep noise) to 1 (strong)")
     strong, weak = setup.weights
-    return _upscaler(load_blend(strong, weak, float(denoise)), setup)
+    return _upscaler(load_blend(strong, weak, float(denoise)), setup, scale)
 
 
-def _upscaler(loaded: Loaded, setup: Setup) -> Upscaler:
+def _upscaler(loaded: Loaded, setup: Setup, scale: int) -> Upscaler:
+    name = setup.weights[0].name
     if not isinstance(loaded.network, SRVGGNetCompact | RRDBNet):
-        raise WeightsError(setup.weights[0].name, f"is a {loaded.kind} network, which does not enlarge")
+        raise WeightsError(name, f"holds a network ({loaded.kind}) that does not enlarge")
+    if loaded.scale != scale:
+        raise WeightsError(name, f"enlarges by {loaded.scale}, not by {scale}: it is another model's checkpoint")
     return Upscaler(
         loaded.network, device=setup.device, dtype=setup.dtype, micro_batch=setup.micro_batch, tile=setup.tile
     )

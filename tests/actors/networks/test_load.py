@@ -12,6 +12,8 @@ from torch import Tensor
 
 from actors.networks.load import load_blend, load_network
 from actors.networks.rrdb import RRDBNet
+from actors.networks.rvm import MattingNetwork
+from actors.networks.rvm.matting import Variant
 from actors.networks.srvgg import SRVGGNetCompact
 from cluster.errors import WeightsError
 
@@ -76,12 +78,20 @@ def test_real_weights_load(shared: Path) -> None:
     assert loaded.network.receptive_field == 18
 
 
+@pytest.mark.parametrize("variant", ["mobilenetv3", "resnet50"])
+def test_matting_networks_load_by_the_same_door(tmp_path: Path, variant: Variant) -> None:
+    network = MattingNetwork(variant)
+    loaded = load_network(save(tmp_path / "net.pth", network.state_dict()))
+    assert (loaded.kind, loaded.scale) == ("rvm", 1)
+    assert_same(loaded.network, dict(network.state_dict()))
+
+
 def test_an_unknown_network_is_refused_with_the_keys_looked_at(tmp_path: Path) -> None:
     path = save(tmp_path / "other.pth", {f"layer{i}.weight": torch.zeros(2, 3) for i in range(20)})
     with pytest.raises(WeightsError) as caught:
         load_network(path)
     text = str(caught.value)
-    assert text.startswith("other.pth: is none of the known networks (srvgg, rrdb")
+    assert text.startswith("other.pth: is none of the known networks (srvgg, rrdb, rvm")
     assert "20 keys: layer0.weight [2, 3], layer1.weight [2, 3]" in text
 
 

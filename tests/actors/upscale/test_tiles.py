@@ -32,13 +32,13 @@ def noise(height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("convs", [16, 32])
-@pytest.mark.parametrize(("height", "width"), [(97, 131), (83, 203), (41, 40)])
+@pytest.mark.parametrize(("height", "width"), [(73, 99), (41, 40), (33, 150)])
 def test_compact_networks_give_the_same_bits_in_any_tiles(convs: int, height: int, width: int) -> None:
     network = filled(SRVGGNetCompact(convs=convs))
     x = noise(height, width)
     with torch.inference_mode():
         whole = network(x)
-        for tile in (32, 37, 64):
+        for tile in (37, 64):
             tiled = run_tiled(
                 network, x, tile=tile, scale=4, exact_margin=network.receptive_field, multiple_of=network.multiple_of
             )
