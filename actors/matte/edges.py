@@ -8,6 +8,7 @@ Where they do not, alpha stays what it was. All functions are pure, per frame, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -160,5 +161,5 @@ def _unmix(rgb: UInt8, alpha: UInt8, f: Float, b: Float) -> UInt8:
     return out
 
 
-def _to_uint8(x: Float) -> UInt8:
+def _to_uint8(x: NDArray[np.floating[Any]]) -> UInt8:
     return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
