@@ -1,4 +1,4 @@
-"""Matting models: who is in front, with which colours, how opaque. Cards import a model's libraries when it is loaded."""
+"""Matting models: who is in front, in which colours, how opaque. Cards import a model's libraries when it is loaded."""
 
 from __future__ import annotations
 

@@ -162,4 +162,5 @@ def _unmix(rgb: UInt8, alpha: UInt8, f: Float, b: Float) -> UInt8:
 
 
 def _to_uint8(x: NDArray[np.floating[Any]]) -> UInt8:
-    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+    levels: UInt8 = np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+    return levels

@@ -127,5 +127,5 @@ def _spread(values: NDArray[Any], sure: Float, radii: Sequence[int], *, everywhe
     if everywhere:
         total += weight * values.mean((0, 1))
         count += weight * sure.mean()
-    mean: Float = total / np.maximum(count, np.float32(1e-20))[..., None]
+    mean: Float = np.divide(total, np.maximum(count, 1e-20)[..., None], dtype=np.float32)
     return mean
