@@ -28,7 +28,7 @@ _RADII = (3, 8, 24, 96)
 #: Colour distance (of 255) between F and B at which projection and segmenter are trusted equally, squared.
 _CLEAR2 = 30.0**2
 #: How much a textured background or person counts against the projection.
-_BACKGROUND_TEXTURE, _PERSON_TEXTURE = 20.0, 1.0
+_BACKGROUND_TEXTURE, _PERSON_TEXTURE = 10.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from actors.networks.rvm.matting import Variant
 from cluster.errors import UsageError, WeightsError
 
 FRAMES = 17
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from threads, which only spin where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network(variant: Variant) -> MattingNetwork:
@@ -72,6 +82,15 @@ def test_any_chunking_gives_the_same_frames_and_carry(model: RecurrentMatte, par
         assert carry.keys() == whole[2].keys()
         for name, array in carry.items():
             np.testing.assert_array_equal(array, whole[2][name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_states_survive_the_carry_without_loss(dtype: torch.dtype) -> None:
+    model = RecurrentMatte(network("mobilenetv3"), "cpu", dtype, 1)
+    batch = clip(3)
+    rgb, alpha, carry = in_chunks(model, batch, 3, {})
+    assert (rgb, alpha) == in_chunks(model, batch, 1, {})[:2]
+    assert carry["r1"].dtype == np.float32
 
 
 def test_carry_changes_what_follows(model: RecurrentMatte) -> None:
