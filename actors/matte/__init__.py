@@ -1,4 +1,4 @@
-"""Matting models: who is in front, with which colours and how opaque. Cards load their model's libraries only when used."""
+"""Matting models: who is in front, in which colours, how opaque. Cards import a model's libraries when it is loaded."""
 
 from __future__ import annotations
 

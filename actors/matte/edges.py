@@ -8,6 +8,7 @@ Where they do not, alpha stays what it was. All functions are pure, per frame, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ _RADII = (3, 8, 24, 96)
 #: Colour distance (of 255) between F and B at which projection and segmenter are trusted equally, squared.
 _CLEAR2 = 30.0**2
 #: How much a textured background or person counts against the projection.
-_BACKGROUND_TEXTURE, _PERSON_TEXTURE = 20.0, 1.0
+_BACKGROUND_TEXTURE, _PERSON_TEXTURE = 10.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,5 +161,6 @@ def _unmix(rgb: UInt8, alpha: UInt8, f: Float, b: Float) -> UInt8:
     return out
 
 
-def _to_uint8(x: Float) -> UInt8:
-    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+def _to_uint8(x: NDArray[np.floating[Any]]) -> UInt8:
+    levels: UInt8 = np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+    return levels

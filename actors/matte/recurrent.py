@@ -41,7 +41,7 @@ class RecurrentMatte:
         # One frame a call on a CPU: other batch sizes may take other convolution algorithms, and then other bits.
         self.micro_batch = 1 if self.device.type == "cpu" else max(micro_batch, 1)
         self.network = network.eval().requires_grad_(False).to(device=self.device, dtype=dtype)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     @torch.inference_mode()
     def __call__(self, batch: FrameBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[FrameBatch, Carry]:

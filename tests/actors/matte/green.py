@@ -55,7 +55,7 @@ def _figure(time: float, width: int, height: int) -> tuple[NDArray[np.float32], 
         for k in range(-12, 13)
     ]
     shape((60, 40, 30), *hair)
-    shape((60, 50, 120), ((cx - 0.05, 0.6), (cx - 0.07, 1.1), 0.09), ((cx + 0.05, 0.6), (cx + 0.07, 1.1), 0.09))
+    shape((110, 80, 60), ((cx - 0.05, 0.6), (cx - 0.07, 1.1), 0.09), ((cx + 0.05, 0.6), (cx + 0.07, 1.1), 0.09))
     shape((190, 60, 70), ((cx, 0.42), (cx, 0.6), 0.22))
     shape((215, 170, 140), ((cx, 0.42), (cx + arm[0], 0.42 + arm[1]), 0.05), ((cx, 0.24), (cx, 0.26), 0.13))
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
