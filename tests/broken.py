@@ -36,7 +36,7 @@ def _inputs(canary: Path, url: str) -> dict[str, tuple[str, Callable[[Path], obj
     noise = np.random.default_rng(3).bytes(20_000)
     hls = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
     dash = (
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S">'
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
         '<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1" codecs="avc1">'
         f"<BaseURL>{canary}</BaseURL></Representation></AdaptationSet></Period></MPD>"
     )
@@ -62,7 +62,7 @@ def _inputs(canary: Path, url: str) -> dict[str, tuple[str, Callable[[Path], obj
         "cover_only.mp3": ("no video stream", _cover_only),
         "one_pixel.mkv": ("under 16x16", lambda p: _plain(p, width=1, height=1)),
         "fifteen_pixels.mkv": ("under 16x16", lambda p: _plain(p, width=15, height=15)),
-        "header_only.mkv": ("no frames", _no_frames),
+        "header_only.mp4": ("no frames", _no_frames),
         "many_tracks.mkv": ("streams", lambda p: write_clip(p, frames=5, sounds=[Sound()] * LIMITS.max_streams)),
         "too_long.mp4": ("duration limit", lambda p: write_clip(p, pts=[0, 1, 21], time_base=Fraction(1), rate=1)),
         "too_wide.mp4": ("pixel limit", lambda p: write_clip(p, frames=1, width=1296, height=736)),
@@ -140,7 +140,7 @@ def _cover_only(path: Path) -> None:
 
 
 def _no_frames(path: Path) -> None:
-    with av.open(str(path), "w") as out:  # noqa: TID251
+    with av.open(str(path), "w", container_options={"movflags": "+empty_moov"}) as out:  # noqa: TID251
         stream = out.add_stream("libx264", rate=30)
         stream.codec_context.width, stream.codec_context.height, stream.codec_context.pix_fmt = 64, 48, "yuv420p"
         out.start_encoding()

@@ -28,11 +28,13 @@ _SWSCALE = {
     "bt2020": Colorspace.BT2020,
 }
 _BT2020 = 9
+_LIMITED, _GRAY = 1, ("gray", "ya")
 
-# Of FFmpeg 8's own scaler; without `intent` everything above 203 nit would clip.
-_TONE_MAP = (
-    "scale=out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709:out_range=tv:intent=perceptual,format=yuv444p"
-)
+# swscale takes every gray picture as full range.
+_STRETCH = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+# Of FFmpeg 8's own scaler; without `intent` everything above 203 nit would clip. Its table takes seconds to make, once.
+_TONE_MAP = "scale=out_primaries=bt709:out_transfer=bt709:intent=perceptual,format=gbrp"
 _MERGE_FIELDS = "bwdif=mode=send_frame:parity=auto:deint=interlaced"
 
 
@@ -49,8 +51,11 @@ def matrix_of(frame: VideoFrame) -> str:
 
 
 def is_full_range(frame: VideoFrame) -> bool:
-    """Whether values span 0..255: by the tag, the old `yuvj` formats, or because they are RGB."""
-    return frame.color_range == _FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+    """Whether values span 0..255: by the tag, the old `yuvj` formats, or because they are RGB or untagged gray."""
+    name = frame.format.name
+    if name.startswith("yuvj") or frame.format.is_rgb or (name.startswith(_GRAY) and frame.color_range != _LIMITED):
+        return True
+    return frame.color_range == _FULL
 
 
 def has_alpha(frame: VideoFrame) -> bool:
@@ -65,7 +70,8 @@ Tag = tuple[int, int | None] | None
 class Converter:
     """Decoded frames of one input to RGB, one out for each one in, in order.
 
-    Merging fields needs the frame after, so frames come out one later there; `flush` gives the last.
+    Merging fields needs the frames before and after, so there frames come out one later, `flush` gives the last, and a
+    seek needs a new converter. Without it one converter serves any frames.
     """
 
     def __init__(self, info: MediaInfo) -> None:
@@ -127,14 +133,13 @@ class Converter:
         info = self._info
         turned = info.rotation % 180 == 90
         width, height = (info.height, info.width) if turned else (info.width, info.height)
-        matrix = "bt709" if info.hdr else info.matrix
-        full = info.full_range and not info.hdr
+        full = info.full_range or frame.format.is_rgb
         rgb = self._reformatter.reformat(
             frame,
             width=width,
             height=height,
             format="rgb24",
-            src_colorspace=_SWSCALE.get(matrix),
+            src_colorspace=None if frame.format.is_rgb else _SWSCALE.get(info.matrix),
             src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
             dst_color_range=ColorRange.JPEG,
             interpolation=Interpolation.BILINEAR if width == frame.width else Interpolation.BICUBIC,
@@ -143,4 +148,6 @@ class Converter:
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         picture = rows[:, : width * 3].reshape(height, width, 3)
+        if not full and info.pix_fmt.startswith(_GRAY):
+            picture = _STRETCH[picture]
         return np.rot90(picture, info.rotation // 90) if info.rotation else picture

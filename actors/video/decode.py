@@ -58,6 +58,11 @@ class Decoder:
             }
         )
 
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
+
     def frames(self, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
         """Frames first <= i < last of the scan, uint8 [H,W,3] each, the caller's to keep."""
         for index in range(first, last):

@@ -71,7 +71,9 @@ def _why_unopened(path: Path, structure: Structure, error: Exception) -> str:
         if head.startswith(start):
             return f"is not a video file: {what}"
     if structure.container:
-        return f"is broken: its {structure.container} header cannot be read ({error})"
+        return (
+            f"is broken: its {structure.container} header cannot be read ({getattr(error, 'strerror', None) or error})"
+        )
     return "is not a video file (no known container)"
 
 

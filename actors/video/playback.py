@@ -36,6 +36,7 @@ class Playback:
         self._damaged = damaged
         self._open = ExitStack()
         self._reader: Reader | None = None
+        self._converter = Converter(info)
 
     def close(self) -> None:
         """Close the file."""
@@ -80,7 +81,9 @@ class Playback:
         self, run: tuple[VideoFrame | None, VideoFrame | None, Iterator[VideoFrame]], index: int
     ) -> Iterator[Shown]:
         before, first, frames = run
-        converter = Converter(self._info)
+        if self._info.interlaced:
+            self._converter = Converter(self._info)
+        converter = self._converter
         if before is not None and self._info.interlaced:  # its fields are needed by the first
             for _ in converter.push(before, None):
                 pass
@@ -93,7 +96,8 @@ class Playback:
                 raise MediaError(self._source.name, "changes its size", place=f"frame {index}")
             yield from _shown(converter.push(frame, (index, None if self._info.index_times else frame.pts)))
             index += 1
-        yield from _shown(converter.flush())
+        if self._info.interlaced:
+            yield from _shown(converter.flush())
 
     def _reopen(self) -> Reader:
         self._open.close()

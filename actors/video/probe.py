@@ -86,7 +86,7 @@ def _sounds(container: InputContainer) -> tuple[SoundInfo, ...]:
                 channels=ctx.layout.nb_channels if ctx is not None else 0,
                 layout=ctx.layout.name if ctx is not None else "",
                 start=0.0 if stream.start_time == 0 else start,
-                language=stream.language or "",
+                language="" if stream.language in (None, "und") else stream.language,
             )
         )
     return tuple(sounds)

@@ -52,5 +52,6 @@ def remux(container: InputContainer, target: Path, name: str, on_packet: Callabl
                 out.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
         beside.unlink(missing_ok=True)
-        raise MediaError(name, f"cannot be remuxed from MPEG-TS: {error}", remedy="convert it to mp4 first") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(name, f"cannot be remuxed from MPEG-TS: {reason}", remedy="convert it to mp4 first") from error
     beside.replace(target)
