@@ -202,7 +202,7 @@ class KeyframeClock:
         self._forced = Fraction(0)
 
     def due(self, seconds: Fraction) -> bool:
-        """Whether the frame at `seconds` after the segment's start must be a keyframe; asked for each frame in order."""
+        """Whether the frame at `seconds` after the segment's start must be a keyframe; to be asked for each frame."""
         oldest = self._recent[0] if self._recent else seconds
         self._recent.append(seconds)
         if seconds - oldest > self._gop + self._slack and seconds - self._forced >= self._gop:

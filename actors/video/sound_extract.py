@@ -126,9 +126,11 @@ def extract(source: Path, target: Path, limits: Limits, progress: Callable[[floa
 
 
 def _extract(container: InputContainer, target: Path, progress: Callable[[float], None]) -> list[SoundTrack]:
-    streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    streams = container.streams.audio
     if not streams:
         return []
+    if any(stream.codec_context is None for stream in streams):
+        raise ValueError("a sound stream has a codec that is not known here")
     # One timescale in which each track's start is exact.
     timescale = math.lcm(*(stream.codec_context.sample_rate for stream in streams))
     options = {"movie_timescale": str(timescale if timescale < 2**31 else 1_000_000)}
