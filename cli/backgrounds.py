@@ -20,7 +20,7 @@ from cli.manners import exit_codes, print_json
 from cluster.config import load_config
 from cluster.errors import UsageError
 from jobs.backgrounds import DEFAULT_ROOT, Library, Listed, open_once
-from jobs.restage.ingest import limits_of
+from jobs.limits import limits_of
 
 app = typer.Typer(help="The library of backgrounds: add, list, make seamless loops.", no_args_is_help=True)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.video.sheet import Pick, pick_indices
-from actors.video.sheet import write_sheet as write_picture
-
 from actors.video.decode import Decoder
 from actors.video.limits import Limits
+from actors.video.sheet import Pick, pick_indices
+from actors.video.sheet import write_sheet as write_picture
 from jobs.plan import plan_video
 from jobs.task import VideoTask
 

@@ -22,8 +22,9 @@ from jobs.backgrounds import DEFAULT_ROOT, Library, open_once
 from jobs.display import Display
 from jobs.inputs import Input, collect
 from jobs.ledger import WorkFolder, output_lock, read_row
+from jobs.limits import limits_of
 from jobs.restage.dry_run import show_plan
-from jobs.restage.ingest import Ingest, limits_of
+from jobs.restage.ingest import Ingest
 from jobs.restage.settings import RestageSettings, resolve
 from jobs.task import VideoTask
 

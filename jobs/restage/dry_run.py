@@ -12,8 +12,9 @@ from actors.video.scan import Inspection, scan
 from cluster.errors import TroupeError
 from jobs.display import Display
 from jobs.inputs import Input
+from jobs.limits import limits_of
 from jobs.plan import Plan, make_plan
-from jobs.restage.ingest import Ingest, limits_of
+from jobs.restage.ingest import Ingest
 from jobs.restage.settings import LANCZOS, MATTE_NONE
 
 

@@ -23,6 +23,7 @@ from cluster.weights import WeightsStore
 from jobs.backgrounds import Library
 from jobs.backgrounds import resolve as resolve_background
 from jobs.inputs import Input, mask_of
+from jobs.limits import limits_of
 from jobs.restage.finish import Restaging
 from jobs.restage.settings import (
     LANCZOS,
@@ -175,18 +176,3 @@ class Ingest:
         if path not in self._hashes:
             self._hashes[path] = sha256_of(path)
         return self._hashes[path]
-
-
-def limits_of(config: Config) -> Limits:
-    """The configured limits in the units that the video modules use."""
-    settings = config.troupe.limits
-    return Limits(
-        max_bytes=int(settings.max_gib * 2**30),
-        max_seconds=settings.max_hours * 3600,
-        max_pixels=int(settings.max_megapixels * 1_000_000),
-        max_streams=settings.max_streams,
-        max_frames=settings.max_frames,
-        stall_seconds=settings.stall_seconds,
-        memory_bytes=int(settings.memory_gib * 2**30),
-        decode_threads=config.troupe.batch.decode_threads,
-    )
