@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def ensure_pins(
     Raises:
         ClusterError: a pin did not come up in time; the text carries Serve's own message.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray_serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
     wanted = list(pins)
     running = {name for name, state in ray_serve.status().applications.items() if state.status == "RUNNING"}

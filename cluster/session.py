@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -94,9 +96,6 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         use_token(os.environ)
     # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not joined:
-        # At its usual level Ray's core writes notes about Ray Data's own actors between our lines.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -109,7 +108,7 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
             "_system_config": FREE_OBJECTS,
         }
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_core_notes():
             warnings.simplefilter("ignore")
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -131,6 +130,34 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         )
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_core_notes() -> Iterator[None]:
+    """Keeps Ray's C++ core from writing notes about its own actors between our lines.
+
+    It reads its level once, while it starts in this process, and announces the level on standard error, past Python.
+    What it wrote is shown when starting fails.
+    """
+    before = os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as kept:
+            os.dup2(kept.fileno(), 2)
+            try:
+                yield
+            except BaseException:
+                kept.seek(0)
+                os.write(stderr, kept.read())
+                raise
+            finally:
+                os.dup2(stderr, 2)
+    finally:
+        os.close(stderr)
+        if before is None:
+            del os.environ["RAY_BACKEND_LOG_LEVEL"]
 
 
 def _first_line(error: Exception) -> str:

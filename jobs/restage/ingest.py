@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from actors.catalogue import card
 from actors.matte import border_screen
@@ -87,7 +88,7 @@ class Ingest:
         """
         settings = self.settings
         size = output_size((found.info.width, found.info.height), settings.parsed_target)
-        steps = self._steps(matte, size)
+        steps = self._steps(matte, size, found)
         digest = self._hash(item.path)
         mask = mask_of(item.path) if matte == MATTE_GIVEN else None
         batch = self.config.troupe.batch
@@ -130,7 +131,7 @@ class Ingest:
             )
         return wanted
 
-    def _steps(self, matte: str, size: tuple[int, int]) -> tuple[Step, ...]:
+    def _steps(self, matte: str, size: tuple[int, int], found: Inspection) -> tuple[Step, ...]:
         settings = self.settings
         steps = []
         if settings.upscale != LANCZOS:
@@ -138,10 +139,15 @@ class Ingest:
             params = {"size": list(size), "max_input": settings.max_input}
             steps.append(Step(settings.upscale, load, params))
         if matte != MATTE_NONE:
-            params = {"long_side": settings.long_side} if card(matte).stateful else {}
-            steps.append(Step(matte, {}, params))
+            steps.append(Step(matte, {}, self._matte_params(matte, found)))
         # `lanczos` is no step: it adds nothing that a matte could use, so the conversion for the encoder does it.
         return tuple(steps)
+
+    def _matte_params(self, matte: str, found: Inspection) -> dict[str, Any]:
+        if matte == MATTE_CHROMA:
+            # One screen colour for the whole clip, so that no frame is keyed by the other.
+            return {"screen": border_screen(found.first)}
+        return {"long_side": self.settings.long_side} if card(matte).stateful else {}
 
     def _finish(self, size: tuple[int, int], digest: str, matte: str) -> Restaging:
         limits = limits_of(self.config)
