@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 import warnings
@@ -22,7 +23,7 @@ from cluster.errors import ClusterError, UsageError
 
 RAY_SERIES = "2.60."
 FREE_OBJECTS = {"free_objects_period_milliseconds": 50, "free_objects_batch_size": 1}
-_CONNECT_SECONDS = 30
+_CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
     joined = submitted or address not in ("", "local")
     if joined:
         use_token(os.environ)
+        _check_answers(address)
     # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -130,6 +132,27 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         )
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises ClusterError within seconds when nobody listens at `host:port`; Ray itself would try for a minute."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or "/" in host:
+        if "://" in address:
+            raise UsageError(
+                f"RAY_ADDRESS={address}",
+                "is not the address of a cluster's head for drivers",
+                remedy="give host:port as `ray start --head` printed it (port 6379), or `auto`",
+            )
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray at {address}",
+            f"does not answer: {error.strerror or error}",
+            remedy="check RAY_ADDRESS, or unset it to start a local Ray",
+        ) from error
 
 
 @contextmanager
