@@ -38,11 +38,12 @@ def ensure_pins(
     running = {name for name, state in ray_serve.status().applications.items() if state.status == "RUNNING"}
     found = [pin.name for pin in wanted if pin.name in running]
     missing = [pin for pin in wanted if pin.name not in running]
-    ray_serve.run_many(
-        [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in missing],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    if missing:
+        ray_serve.run_many(
+            [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in missing],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
     deadline = time.monotonic() + _DEPLOY_SECONDS
     for pin in missing:
         _wait_running(pin.name, deadline)

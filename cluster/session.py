@@ -60,12 +60,21 @@ def is_submitted_job(environ: MutableMapping[str, str]) -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in environ
 
 
+def joins(environ: MutableMapping[str, str]) -> bool:
+    """Whether jobs join a running cluster: in a submitted job, or when RAY_ADDRESS names one."""
+    return is_submitted_job(environ) or environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 def use_token(environ: MutableMapping[str, str]) -> None:
-    """Lets this client present the cluster's token: Ray reads it only when RAY_AUTH_MODE=token is set.
+    """Lets this client present the cluster's token: Ray looks for one only when RAY_AUTH_MODE=token is set.
+
+    To be called before `ray` is imported: it reads the mode then, and never again. Does nothing for a local Ray.
 
     Raises:
         UsageError: token mode is on and there is no token; Ray itself would abort the process.
     """
+    if not joins(environ):
+        return
     stored = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     has_token = bool(environ.get("RAY_AUTH_TOKEN")) or stored.is_file()
     if has_token:
@@ -90,11 +99,10 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         UsageError: wrong version of Ray, or a token is demanded and missing.
     """
     check_ray_version()
-    submitted = is_submitted_job(os.environ)
+    submitted, joined = is_submitted_job(os.environ), joins(os.environ)
     address = os.environ.get("RAY_ADDRESS", "")
-    joined = submitted or address not in ("", "local")
+    use_token(os.environ)
     if joined:
-        use_token(os.environ)
         _check_answers(address)
     # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from jobs.batch import Outcome
-from jobs.progress import Reporter, VideoProgress
-from jobs.task import VideoTask
+# The display is up before Ray is imported, which must wait for the token (`cluster.session.use_token`).
+if TYPE_CHECKING:
+    from jobs.batch import Outcome
+    from jobs.progress import Reporter, VideoProgress
+    from jobs.task import VideoTask
 
 _POLL_SECONDS = 0.5
 #: Plain lines are for logs: one every few seconds, and only when something moved.

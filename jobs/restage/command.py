@@ -16,7 +16,7 @@ from actors.video.encode import EncoderSettings, probe_nvenc
 from actors.video.scan import Inspection
 from cluster.config import Config, EncodeSettings, load_config
 from cluster.errors import TroupeError, UsageError, WeightsError
-from cluster.session import is_submitted_job
+from cluster.session import is_submitted_job, use_token
 from cluster.weights import default_store
 from jobs.backgrounds import DEFAULT_ROOT, Library, open_once
 from jobs.display import Display
@@ -196,7 +196,8 @@ def _perform(todo: Sequence[VideoTask], config: Config, options: Options, displa
     """Runs the tasks; returns how many failed."""
     if not todo:
         return 0
-    from jobs.perform import perform  # imports Ray, which listing help or finding nothing to do must not wait for
+    use_token(os.environ)
+    from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
 
     outcomes = perform(todo, config, display, allow_skew=options.allow_skew)
     return sum(outcome.status == "failed" for outcome in outcomes)
