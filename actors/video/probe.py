@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData
 from av.video.stream import VideoStream
 
 from actors.video.colour import HLG, PQ, has_alpha, is_full_range, matrix_of
@@ -78,10 +78,10 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None:
+    entry = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(entry, SideData):
         return False
-    matrix = np.frombuffer(bytes(data), np.int32).astype(np.int64)
+    matrix = np.frombuffer(bytes(entry), np.int32).astype(np.int64)
     return bool(matrix[0] * matrix[4] < matrix[1] * matrix[3])
 
 
