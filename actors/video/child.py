@@ -59,6 +59,20 @@ class Link:
         return found[0]
 
 
+class Pulse:
+    """Tells the parent now and then that work goes on, so that only a stall looks like one."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._last = link, time.monotonic()
+
+    def beat(self, message: Message) -> None:
+        """Send it, unless one was sent just before."""
+        now = time.monotonic()
+        if now - self._last > _BEAT_SECONDS:
+            self._last = now
+            self._link.send(message)
+
+
 def bind_to_parent(parent: int) -> None:
     """Die with the parent, even when it is killed."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -91,12 +105,12 @@ def serve(link: Link) -> None:
             case "sound":
                 _sound(link, path, limits, request)
     except MediaError as error:
-        parts = {"thing": error.thing, "reason": error.reason, "place": error.place, "remedy": error.remedy}
+        parts = {"reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
     except MemoryError:
         reason = f"needs more memory to decode than the limit of {limits.memory_bytes} bytes"
         remedy = "scale it down, or raise limits.memory_bytes"
-        link.send({"op": "error", "thing": path.name, "reason": reason, "place": "", "remedy": remedy})
+        link.send({"op": "error", "reason": reason, "place": "", "remedy": remedy})
 
 
 def _inspect(link: Link, path: Path, limits: Limits) -> None:
@@ -109,14 +123,10 @@ def _inspect(link: Link, path: Path, limits: Limits) -> None:
 
 
 def _scan(link: Link, path: Path, limits: Limits, request: Message) -> None:
-    last = time.monotonic()
+    pulse = Pulse(link)
 
     def beat(frames: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > _BEAT_SECONDS:
-            last = now
-            link.send({"op": "progress", "frames": frames})
+        pulse.beat({"op": "progress", "frames": frames})
 
     workdir = Path(request["workdir"])
     head, arrays = survey(path, limits, allow_damaged=request["allow_damaged"], workdir=workdir, beat=beat)
@@ -136,14 +146,17 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
     ring = mmap.mmap(request["ring"], slots * info.width * info.height * 3)
     pictures = np.frombuffer(ring, np.uint8).reshape(slots, info.height, info.width, 3)
     free = deque(range(slots))
-    playback = Playback(path, info, limits, damaged=request["damaged"])
+    pulse = Pulse(link)
+    playback = Playback(
+        path, info, limits, damaged=request["damaged"], beat=lambda: pulse.beat({"op": "skipping", "run": run})
+    )
     frames, run = None, 0
     while True:
         while (message := link.receive(wait=frames is None or not free)) is not None:
             if message["op"] == "play":
                 frames, run = playback.play(message["index"], message["pts"]), message["run"]
             else:
-                free.append(message["slot"])
+                free.extend(message["slots"])
         assert frames is not None
         shown = next(frames, None)
         if shown is None:

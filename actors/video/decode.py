@@ -16,6 +16,9 @@ from actors.video.scan import Scan
 from actors.video.wire import Message
 from cluster.errors import MediaError
 
+_RING_BYTES = 128 * 2**20  # large frames get fewer slots than asked for, but never under
+_FEWEST_SLOTS = 4
+
 
 class Decoder:
     """Decodes ranges of one scanned input in a child process.
@@ -26,17 +29,19 @@ class Decoder:
     Args:
         scan: what the file has to yield.
         limits: `stall_seconds` bounds every wait, `decode_threads` the codec's threads.
-        slots: frames of shared memory between the two processes.
+        slots: frames of shared memory between the two processes; fewer where they would be over 128 MiB.
 
     Raises:
         MediaError: (all methods) the file does not yield exactly the scan's times, or the decoder died or stalled.
     """
 
-    def __init__(self, scan: Scan, limits: Limits, *, slots: int = 6) -> None:
+    def __init__(self, scan: Scan, limits: Limits, *, slots: int = 12) -> None:
         self._scan = scan
         info = scan.info
         self._shape = (info.height, info.width, 3)
-        size = slots * info.height * info.width * 3
+        frame_bytes = info.height * info.width * 3
+        slots = max(_FEWEST_SLOTS, min(slots, _RING_BYTES // frame_bytes))
+        size = slots * frame_bytes
         ring = os.memfd_create("frames")
         try:
             os.ftruncate(ring, size)
@@ -44,6 +49,10 @@ class Decoder:
             self._child = Child(scan.path, limits, pass_fds=(ring,))
         finally:
             os.close(ring)
+        # Slots go back to the child half a ring at a time: one by one, the two processes would wake each other for
+        # every frame.
+        self._emptied: list[int] = []
+        self._return_at = slots // 2
         self._run = 0
         self._next = -1  # index of the frame that the child sends next, -1 before the first
         self._child.send(
@@ -103,17 +112,25 @@ class Decoder:
         if message["index"] != index or (not self._scan.info.index_times and message["pts"] != pts):
             raise self._differs(f"frame {index} came at {message['pts']}, not at {pts}")
         out[...] = self._pictures[message["slot"]]
-        self._child.send({"op": "free", "slot": message["slot"]})
+        self._empty(message["slot"])
         self._next = index + 1
 
     def _receive(self) -> Message:
         """The next message of this run; frames of an abandoned one go back to the child unseen."""
         while True:
             message, _ = self._child.receive()
+            if message["op"] == "skipping":
+                continue
             if message["run"] == self._run:
                 return message
             if message["op"] == "frame":
-                self._child.send({"op": "free", "slot": message["slot"]})
+                self._empty(message["slot"])
+
+    def _empty(self, slot: int) -> None:
+        self._emptied.append(slot)
+        if len(self._emptied) >= self._return_at:
+            self._child.send({"op": "free", "slots": self._emptied})
+            self._emptied = []
 
     def _differs(self, how: str) -> MediaError:
         self.close()

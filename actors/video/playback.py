@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,11 +29,14 @@ class Playback:
         info: the scan's description of it.
         damaged: whether the scan allowed damage. Then, and where times are made from the index, frames are only
             known by counting from the start: every jump reads the file from there.
+        beat: called for every frame that is skipped on the way to the one asked for.
     """
 
-    def __init__(self, source: Path, info: MediaInfo, limits: Limits, *, damaged: bool) -> None:
+    def __init__(
+        self, source: Path, info: MediaInfo, limits: Limits, *, damaged: bool, beat: Callable[[], None]
+    ) -> None:
         self._source, self._info, self._limits = source, info, limits
-        self._damaged = damaged
+        self._damaged, self._beat = damaged, beat
         self._open = ExitStack()
         self._reader: Reader | None = None
         self._converter = Converter(info)
@@ -53,7 +56,7 @@ class Playback:
             return
         for early in (True, False):
             frames = self._timed(pts, early=early)
-            lead = _until(frames, pts)
+            lead = self._until(frames, pts)
             if lead is not None:
                 yield from self._convert((*lead, frames), index)
                 return
@@ -75,6 +78,7 @@ class Playback:
         before = None
         for _ in range(index):
             before = next(frames, None)
+            self._beat()
         return before, next(frames, None), frames
 
     def _convert(
@@ -99,24 +103,24 @@ class Playback:
         if self._info.interlaced:
             yield from _shown(converter.flush())
 
+    def _until(self, frames: Iterator[VideoFrame], pts: int) -> tuple[VideoFrame | None, VideoFrame] | None:
+        """The frame before the one at `pts`, and that one; None when the frames pass it by."""
+        before = None
+        for frame in frames:
+            if frame.pts == pts:
+                return None if frame.is_corrupt else (before, frame)
+            if frame.pts is not None and frame.pts > pts:
+                return None
+            before = frame
+            self._beat()
+        return None
+
     def _reopen(self) -> Reader:
         self._open.close()
         container = self._open.enter_context(open_media(self._source, self._limits))
         stream = video_stream(container, self._source.name)
         self._reader = Reader(container, stream, self._limits)
         return self._reader
-
-
-def _until(frames: Iterator[VideoFrame], pts: int) -> tuple[VideoFrame | None, VideoFrame] | None:
-    """The frame before the one at `pts`, and that one; None when the frames pass it by."""
-    before = None
-    for frame in frames:
-        if frame.pts == pts:
-            return None if frame.is_corrupt else (before, frame)
-        if frame.pts is not None and frame.pts > pts:
-            return None
-        before = frame
-    return None
 
 
 def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
+import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from av.video.stream import VideoStream
 
 from actors.video.colour import HLG, PQ, has_alpha, is_full_range, matrix_of
@@ -32,6 +34,8 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
     rotation = round(degrees / 90) % 4 * 90
     if degrees % 90:
         notices.append(f"its rotation of {degrees} degrees was taken as {rotation}")
+    if _is_mirrored(frame):
+        notices.append("its mirroring by the display matrix was not applied")
     width, height = (frame.height, square) if rotation % 180 else (square, frame.height)
     check_size(frame.width, frame.height, name, limits)
     check_size(width, height, name, limits)
@@ -71,6 +75,14 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
         sounds=_sounds(container),
         notices=tuple(notices),
     ).with_fields_merged(frame.interlaced_frame)
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    entry = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(entry, SideData):
+        return False
+    matrix = np.frombuffer(bytes(entry), np.int32).astype(np.int64)
+    return bool(matrix[0] * matrix[4] < matrix[1] * matrix[3])
 
 
 def _sounds(container: InputContainer) -> tuple[SoundInfo, ...]:

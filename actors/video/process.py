@@ -71,7 +71,7 @@ class Child:
         message, blob = found
         if message["op"] == "error":
             self.close()
-            raise MediaError(message["thing"], message["reason"], place=message["place"], remedy=message["remedy"])
+            raise MediaError(self._name, message["reason"], place=message["place"], remedy=message["remedy"])
         return message, blob
 
     def close(self) -> None:

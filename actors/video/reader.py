@@ -59,12 +59,16 @@ class Reader:
         One keyframe early, because the frames around an open GOP's keyframe need the GOP before it: seeking to the
         nearest one gave 4 and 8 wrong frames of 100, silently.
         """
-        self.container.seek(pts, stream=self.stream, backward=True)
-        nearest = next((p for p in self.container.demux(self.stream) if p.dts is not None or p.pts is not None), None)
-        times = [] if nearest is None else [t for t in (nearest.pts, nearest.dts, pts) if t is not None]
-        if not times or min(times) - 1 <= (self.stream.start_time or 0):
+        try:
+            self.container.seek(pts, stream=self.stream, backward=True)
+            packets = self.container.demux(self.stream)
+            nearest = next((p for p in packets if p.dts is not None or p.pts is not None), None)
+            times = [] if nearest is None else [t for t in (nearest.pts, nearest.dts, pts) if t is not None]
+            if not times or min(times) - 1 <= (self.stream.start_time or 0):
+                return False
+            self.container.seek(min(times) - 1, stream=self.stream, backward=True)
+        except av.error.FFmpegError:  # a file without an index, as live recordings are
             return False
-        self.container.seek(min(times) - 1, stream=self.stream, backward=True)
         return True
 
     def _packets(self, streams: list[Any]) -> Iterator[Packet[Any]]:

@@ -52,7 +52,7 @@ def survey(
             source = remuxed_path(path, workdir)
             if not source.exists():
                 remux(container, source, path.name, lambda: beat(0))
-            container = stack.enter_context(open_media(source, replace(limits, max_bytes=2 * limits.max_bytes)))
+            container = stack.enter_context(open_media(source, limits))
             notices.append("MPEG-TS: remuxed to mp4 before decoding")
         stream = video_stream(container, path.name)
         reader = Reader(container, stream, limits)

@@ -115,8 +115,8 @@ def test_parents_sigkill_leaves_no_process(found: Scan, tmp_path: Path, busy: bo
 
 def test_appetite_for_memory_is_an_error_of_that_file(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "big.mkv", frames=1, width=2048, height=2048, codec="ffv1")
-    with pytest.raises(MediaError, match=r"^big\.mkv: ") as caught:
-        inspect(clip.path, replace(LIMITS, memory_bytes=48 * 2**20))
+    with pytest.raises(MediaError, match="needs more memory") as caught:
+        inspect(clip.path, replace(LIMITS, memory_bytes=80 * 2**20))
     assert caught.value.thing == "big.mkv"
     assert inspect(clip.path, LIMITS).info.width == 2048
 

@@ -43,6 +43,9 @@ CLIPS: dict[str, dict[str, object]] = {
     "prores.mov": {"codec": "prores_ks", "look": Look("yuv422p10le")},
     "rgb.mkv": {"codec": "ffv1", "look": Look("bgr0")},
     "alpha.mkv": {"codec": "ffv1", "look": Look("yuva420p")},
+    "live.mkv": {"frames": 60, "container_options": {"live": "1"}},
+    "wide_pixels.mkv": {"look": Look(aspect=Fraction(4, 3))},
+    "one_keyframe.mp4": {"frames": 60, "gop": 1000},
     "odd_size.mp4": {"width": 321, "height": 241, "look": Look("yuv444p")},
     "odd_size_420.mkv": {"width": 321, "height": 241, "codec": "ffv1"},
     "turned_90.mp4": {"look": Look(rotation=90)},
@@ -86,6 +89,16 @@ def test_every_kind_of_clip_yields_its_frames_times_and_colours(name: str, tmp_p
         drawn = draw(clip.numbers[index], clip.width, clip.height, look.screen, flash)
         lossy = 6.5 if clip.path.suffix == ".avi" else 3.0  # a wrong matrix or range is off by 8 and more on average
         assert np.abs(frames[index].astype(int) - drawn).mean() < lossy
+
+
+@pytest.mark.parametrize("name", ["open_gop.mp4", "open_gop_hevc.mp4", "edit_list.mp4"])
+def test_every_single_frame_is_right_when_jumped_to(name: str, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / name, **CLIPS[name])  # type: ignore[arg-type]
+    found = scan(clip.path, LIMITS, workdir=tmp_path)
+    with Decoder(found, LIMITS) as decoder:
+        frames = list(decoder.frames(0, len(found)))
+        for index in reversed(range(len(found))):
+            np.testing.assert_array_equal(next(decoder.frames(index, index + 1)), frames[index])
 
 
 def test_transport_stream_is_remuxed_and_keeps_times_and_sound(tmp_path: Path) -> None:
@@ -170,6 +183,19 @@ def test_inspect_gives_the_description_and_the_first_frame(tmp_path: Path) -> No
     assert seen.first.shape == (240, 320, 3)
     assert number(seen.first) == 77
     assert [s.language for s in seen.info.sounds] == ["fra", ""]
+
+
+def test_what_is_not_applied_is_reported(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:  # noqa: TID251
+        stream = out.add_stream("libx264", rate=30)
+        ctx = stream.codec_context
+        ctx.width, ctx.height, ctx.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_matrix([-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30])  # left and right exchanged
+        for packet in [*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode(None)]:
+            out.mux(packet)
+    assert any("mirroring" in notice for notice in inspect(tmp_path / "a.mp4", LIMITS).info.notices)
+    alpha = write_clip(tmp_path / "a.mkv", frames=1, codec="ffv1", look=Look("yuva420p"))
+    assert any("alpha" in notice for notice in inspect(alpha.path, LIMITS).info.notices)
 
 
 def test_scan_survives_storing(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_unreadable_file_says_so(tmp_path: Path) -> None:
 
 
 def test_size_change_in_mid_stream_is_refused(tmp_path: Path) -> None:
-    parts = [write_clip(tmp_path / f"{w}.ts", frames=5, width=w, height=96, start=w).path for w in (128, 192)]
+    parts = [write_clip(tmp_path / f"{w}.ts", frames=5, width=w, height=96, start=w / 64).path for w in (128, 192)]
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(p.read_bytes() for p in parts))
     with pytest.raises(MediaError, match="changes its size from 128x96 to 192x96"):
