@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -74,7 +75,7 @@ def source_times(path: Path) -> tuple[NDArray[np.int64], Fraction, frozenset[int
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         pts = [frame.pts for frame in frames]
-        if any(b <= a for a, b in zip(pts, pts[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(pts)):
             pts = list(range(len(frames)))
         flashes = frozenset(i for i, f in enumerate(frames) if has_flash(f.to_ndarray(format="rgb24")))
         return np.array(pts, np.int64), stream.time_base, flashes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +30,9 @@ COLOURS = {
 
 #: A looped video is kept in memory when all its frames together are no larger; otherwise it is decoded as it is needed.
 CACHE_BYTES = 256 * 2**20
+
+#: Frames that are decoded for nothing rather than sought over.
+SKIP = 8
 
 
 class Background(ABC):
@@ -65,7 +67,7 @@ class Still(Background):
 class Looped(Background):
     """A video repeated without end: at any time, the frame that is shown at that time modulo its duration.
 
-    Going forward decodes each frame once a round; wrapping, or any other jump, starts a new decoding range.
+    Going forward decodes each frame once a round; wrapping, or any other jump, seeks.
     """
 
     def __init__(
@@ -78,8 +80,7 @@ class Looped(Background):
         self._count = len(found)
         self._cache: list[VideoFrame] = []
         self._keep = self._count * width * height * 3 // 2 <= cache_bytes
-        self._frames: Iterator[NDArray[np.uint8]] = iter(())
-        self._next = -1  # index of the frame that `_frames` yields next
+        self._next = 0  # index after the frame that was decoded last
         self._current: tuple[int, VideoFrame] | None = None
 
     def at(self, seconds: float) -> VideoFrame:
@@ -96,21 +97,11 @@ class Looped(Background):
 
     def _decoded(self, index: int) -> VideoFrame:
         # A short skip (the background has the higher frame rate) is cheaper decoded through than sought.
-        if not 0 <= index - self._next <= 8:
-            self._restart(index)
-        while self._next < index:
-            next(self._frames)
-            self._next += 1
-        rgb = next(self._frames)
-        self._next += 1
-        return self._convert.convert(crop_to_cover(rgb, self._convert.width, self._convert.height))
-
-    def _restart(self, index: int) -> None:
-        close = getattr(self._frames, "close", None)  # ends the unfinished range of the decoder
-        if close is not None:
-            close()
-        self._frames = self._decoder.frames(index, self._count)
-        self._next = index
+        first = self._next if 0 <= index - self._next <= SKIP else index
+        for rgb in self._decoder.frames(first, index + 1):
+            last = rgb
+        self._next = index + 1
+        return self._convert.convert(crop_to_cover(last, self._convert.width, self._convert.height))
 
     def close(self) -> None:
         self._decoder.close()

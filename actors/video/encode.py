@@ -15,7 +15,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from av.video.stream import VideoStream
 
-from actors.video.own import create_mp4, open_own, partial_path, publish, sha256_of
+from actors.video.own import create_mp4, mp4_timescale, open_own, partial_path, publish, sha256_of
 from actors.video.yuv import MATRIX_BT709
 from cluster.errors import JobError, UsageError
 
@@ -82,9 +82,8 @@ class SegmentInfo:
 class SegmentWriter:
     """Writes one segment, beside its name until `close` publishes it.
 
-    Times: the first frame's pts becomes 0 in the file; one mp4 tick is 1 / the time base's denominator of a second,
-    so that every time comes back exactly. Only constant-quality rate control is used: it has no memory that would
-    cross segments.
+    Times: the first frame's pts becomes 0 in the file; the file's ticks divide the time base, so that every time
+    comes back exactly. Only constant-quality rate control is used: it has no memory that would cross segments.
 
     Used as a context manager it publishes when the block succeeds and leaves nothing when it raises.
     """
@@ -104,13 +103,15 @@ class SegmentWriter:
         if rate <= 0 or time_base <= 0 or time_base.denominator > MAX_GAP:
             raise ValueError(f"rate {rate} or time base {time_base} cannot be written")
         self.path = path
+        timescale = mp4_timescale(time_base)
         self._time_base = time_base
-        self._tick = Fraction(1, time_base.denominator)
+        self._tick = Fraction(1, timescale)
+        self._scale = int(time_base * timescale)  # ticks of the file for one of the source
         self._keys = KeyframeClock(settings.gop_seconds, rate)
         self._partial = partial_path(path)
         self._frames = 0
         self._first = self._last = 0
-        self._out = create_mp4(self._partial, {"video_track_timescale": str(time_base.denominator)})
+        self._out = create_mp4(self._partial, {"video_track_timescale": str(timescale)})
         self._stream = self._add_stream(width, height, rate, settings)
         self._done = False
 
@@ -134,14 +135,14 @@ class SegmentWriter:
         """Encode one `yuv420p` frame shown from `pts` on; pts must increase. The frame's own pts is overwritten."""
         if self._frames == 0:
             self._first = pts
-        elif not 0 < (pts - self._last) * self._time_base.numerator <= MAX_GAP:
+        elif not 0 < (pts - self._last) * self._scale <= MAX_GAP:
             raise JobError(
                 self.path.name,
                 f"pts {pts} after {self._last} at time base {self._time_base} cannot be stored in mp4",
                 place=f"frame {self._frames}",
             )
         self._last = pts
-        frame.pts = (pts - self._first) * self._time_base.numerator
+        frame.pts = (pts - self._first) * self._scale
         frame.time_base = self._tick
         key = self._keys.due(Fraction(frame.pts) * self._tick)
         frame.pict_type = PictureType.I if key else PictureType.NONE

@@ -18,7 +18,7 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Stream
 from numpy.typing import NDArray
 
-from actors.video.own import create_mp4, open_own, sha256_of, written_whole
+from actors.video.own import create_mp4, mp4_timescale, open_own, sha256_of, written_whole
 from actors.video.sound import Sound, SoundTrack
 from cluster.errors import JobError
 
@@ -59,7 +59,8 @@ def join(
     Raises:
         JobError: a segment does not fit: other headers, other times, too few or too many frames.
     """
-    scale, timescale = time_base.numerator, time_base.denominator
+    timescale = mp4_timescale(time_base)
+    scale = int(time_base * timescale)
     times = np.asarray(pts, np.int64) * scale
     if times[0] < 0:
         raise JobError(target.name, f"its first frame is shown at {float(times[0] / timescale):.3f} s: mp4 starts at 0")

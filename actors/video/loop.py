@@ -64,8 +64,8 @@ def make_loop(
 ) -> Loop:
     """Write `source` to `target`, an mp4 without sound that can be repeated.
 
-    With n frames of which k fall in the fade, frame i < k becomes (1-w) F[n-k+i] + w F[i], w = (i+1) / (k+1); then
-    F[k] to F[n-k-1] follow. The loop is shorter than the source by the fade.
+    With n frames of which k fall in the fade, frame i < k becomes (1-w) F[n-k+i] + w F[i] with the `fade_weight` w;
+    then F[k] to F[n-k-1] follow. The loop is shorter than the source by the fade.
 
     Args:
         source: a video or a still image.
@@ -117,11 +117,20 @@ def _faded(found: Scan, body: Decoder, tail: Decoder, seconds: float | None, fad
         over = tail.frames(used - fade, used) if fade else iter(())
         for i, frame in enumerate(body.frames(0, used - fade)):
             if i < fade:
-                weight = (i + 1) / (fade + 1)
+                weight = fade_weight(i, fade)
                 frame = np.asarray(cv2.addWeighted(next(over), 1 - weight, frame, weight, 0), np.uint8)
             yield frame
 
     return _Take(frames(), starts[: used - fade + 1], found.info.time_base, found.info.rate, fade)
+
+
+def fade_weight(index: int, count: int) -> float:
+    """Share of the head in blended frame `index` of `count`: smoothstep, nearly flat at both ends.
+
+    A straight ramp would add a part of the difference between tail and head to the very step at the seam.
+    """
+    s = (index + 1) / (count + 1)
+    return s * s * (3 - 2 * s)
 
 
 def _write(take: _Take, target: Path, work: Path, width: int, height: int, settings: EncoderSettings) -> Loop:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import decord
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.video.own import written_whole
+from actors.video.sample import Sampler
 from cluster.errors import JobError, UsageError
 
 TIMES = 8
@@ -53,11 +53,10 @@ def write_sheet(target: Path, result: Path, picks: Sequence[Pick]) -> None:
     """
     if target.suffix.lower() not in _FORMATS:
         raise UsageError(target.name, "is neither a PNG nor a JPEG file", remedy="name it .png or .jpg")
-    reader = decord.VideoReader(str(result), num_threads=1)
-    wrong = [pick.index for pick in picks if not 0 <= pick.index < len(reader)]
-    if wrong or not picks:
-        raise JobError(result.name, f"has {len(reader)} frames", place=f"contact sheet, frame {wrong[:1]}")
-    tiles = [_tile(pick, reader[pick.index].asnumpy()) for pick in picks]
+    if not picks:
+        raise UsageError(target.name, "a contact sheet needs at least one time")
+    frames = Sampler(result)
+    tiles = [_tile(pick, frames[pick.index]) for pick in picks]
     sheet = _grid(tiles)
     done, data = cv2.imencode(target.suffix.lower(), sheet[:, :, ::-1], _FORMATS[target.suffix.lower()])
     if not done:

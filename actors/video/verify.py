@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import av
-import decord
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.video.boxes import video_end
 from actors.video.own import open_own
+from actors.video.sample import Sampler
 from actors.video.sound import AAC_DELAY, SoundTrack
 from cluster.errors import JobError
 
@@ -81,7 +81,7 @@ def verify(
         found_end = video_end(final)
         sampled = _check_video(final, pts, time_base, threads)
         worst = _check_sounds(final, sounds)
-    except (av.FFmpegError, decord.DECORDError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
         raise _wrong(final, f"cannot be decoded: {error}") from error
     if found_end != end:
         raise _wrong(final, f"ends at {float(found_end):.6f} s, the source at {float(end):.6f} s")
@@ -94,7 +94,7 @@ def _wrong(final: Path, reason: str, place: str = "verification") -> JobError:
 
 def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threads: int) -> int:
     """Every frame's time, and decord's reading of a few; the number of those."""
-    reader = decord.VideoReader(str(final), num_threads=1)
+    reader = Sampler(final)
     if len(reader) != len(pts):
         raise _wrong(final, f"decord finds {len(reader)} frames, the plan has {len(pts)}")
     samples = {int(i) for i in np.linspace(0, len(pts) - 1, SAMPLES).round()}
@@ -114,7 +114,7 @@ def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threa
             if found != expected:
                 raise _wrong(final, f"is shown at {found} s, the source's at {expected} s", place)
             if index in samples:
-                difference = np.abs(reader[index].asnumpy().astype(np.int16) - frame.to_ndarray(format="rgb24"))
+                difference = np.abs(reader[index].astype(np.int16) - frame.to_ndarray(format="rgb24"))
                 if int(difference.max()) > LEVELS:
                     raise _wrong(final, f"decord reads it {int(difference.max())} levels differently", place)
             index += 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -72,9 +73,10 @@ def test_the_info_describes_the_published_file(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), SegmentWriter(
-        tmp_path / "s.mp4", *SIZE, Fraction(25), Fraction(1, 25), FAST
-    ) as writer:
+    with (
+        pytest.raises(RuntimeError),
+        SegmentWriter(tmp_path / "s.mp4", *SIZE, Fraction(25), Fraction(1, 25), FAST) as writer,
+    ):
         writer.write(YuvConverter(*SIZE).convert(draw(0, *SIZE)), 0)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -90,9 +92,10 @@ def test_a_segment_without_frames_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", [0, -1, 2**31])
 def test_times_that_mp4_cannot_hold_are_refused(tmp_path: Path, second: int) -> None:
     frame = YuvConverter(*SIZE).convert(draw(0, *SIZE))
-    with pytest.raises(JobError, match="frame 1"), SegmentWriter(
-        tmp_path / "s.mp4", *SIZE, Fraction(25), Fraction(1, 10**9), FAST
-    ) as writer:
+    with (
+        pytest.raises(JobError, match="frame 1"),
+        SegmentWriter(tmp_path / "s.mp4", *SIZE, Fraction(25), Fraction(1, 10**9), FAST) as writer,
+    ):
         writer.write(frame, 0)
         writer.write(frame, second)
 
@@ -119,7 +122,7 @@ def test_keyframes_are_at_most_a_gop_apart_at_any_frame_rate(tmp_path: Path, ste
     settings = replace(FAST, gop_seconds=1.0)
     (path,) = write_segments(tmp_path, [90], pts, Fraction(1, 25), settings=settings)
     keys = keyframe_times(path)
-    longest = max(b - a for a, b in zip(keys, keys[1:], strict=False))
+    longest = max(b - a for a, b in pairwise(keys))
     assert keys[0] == 0
     assert longest <= 1 + Fraction(step, 25) + Fraction(1, 25)
 
@@ -130,7 +133,14 @@ def test_a_constant_rate_needs_no_forced_keyframes() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    for wrong in ({"preset": "p4"}, {"codec": "nvenc"}, {"codec": "av1"}, {"crf": 52}, {"threads": 0}, {"gop_seconds": 0}):
+    for wrong in (
+        {"preset": "p4"},
+        {"codec": "nvenc"},
+        {"codec": "av1"},
+        {"crf": 52},
+        {"threads": 0},
+        {"gop_seconds": 0},
+    ):
         with pytest.raises(UsageError):
             EncoderSettings(**wrong)  # type: ignore[arg-type]
 
