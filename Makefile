@@ -1,0 +1,67 @@
+# Troupe from a fresh checkout. Needs Python 3.11 or newer with venv, and make; everything else comes with pip.
+#
+#   make demo               see it work on a clip that it draws itself
+#   make test               what .ci/run calls
+#   make PYTHON=python3.12 demo
+#   make TORCH=cpu demo     no NVIDIA GPU here: take torch's small build without CUDA
+
+PYTHON ?= python3
+TORCH ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(if $(filter cpu,$(TORCH)),--extra-index-url $(CPU_INDEX))
+
+# An environment that was copied or moved, or whose Python is gone, no longer finds the packages of this folder.
+# It is asked from another folder, because from here Python would find them in any case.
+ASK := import cli, pathlib; print(pathlib.Path(cli.__file__).parents[1])
+STALE := $(shell [ -d $(VENV) ] && [ "$$(cd / && "$(CURDIR)/$(BIN)/python" -c '$(ASK)' 2>/dev/null)" != "$(CURDIR)" ] && echo stale)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test lint soak bench clean stale
+
+help: ## show this list
+	@echo "Troupe: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed ## restage a green-screen clip that is drawn on the spot; prints where the result is
+	@$(BIN)/troupe demo
+
+install: $(VENV)/installed ## make .venv with the troupe command in it
+	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
+
+test: lint ## lint, then every test; long ones with reduced counts, which the summary states
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev ## ruff, mypy (strict), import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: $(VENV)/installed-dev ## the long tests with their full counts
+	TROUPE_SOAK=full $(BIN)/python -m pytest -m soak -o timeout=7200 $(PYTEST_ARGS)
+
+bench: $(VENV)/installed-dev ## measure restaging on this machine
+	$(BIN)/python -m bench.restage
+
+clean: ## remove the environment, caches and the demo's files; never your videos
+	rm -rf $(VENV) build demo *.egg-info .ruff_cache .mypy_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed: pyproject.toml constraints.txt $(STALE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Troupe needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "If a newer one is installed, name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) comes without venv. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV): some minutes the first time (with CUDA about 3 GB, with TORCH=cpu 0.6 GB)"
+	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
