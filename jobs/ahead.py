@@ -53,13 +53,18 @@ def ahead(items: Iterator[T], depth: int, name: str) -> Iterator[Iterator[T]]:
                 close()
 
     def read() -> Iterator[T]:
-        while True:
-            item, error = lane.get()
+        while not stop.is_set():
+            try:
+                item, error = lane.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
             if isinstance(error, StopIteration):
                 return
             if error is not None:
                 raise error
             yield item  # type: ignore[misc]  # None only comes with an error
+        # The reader is another thread of the same pipe; what it makes of the missing rest must not look like the end.
+        raise RuntimeError(f"{name} was stopped")
 
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()

@@ -8,13 +8,14 @@ at a time and results arrive as they are made. Planning runs ahead of the lanes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+import queue
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-#: Videos assembled at once. Joining is disk work and verifying one core's; lanes come first.
-_ASSEMBLIES = 2
+#: How often the assembler looks for finished work.
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Batch:
         config: lanes, windows, pins.
         lanes: lanes to start.
         reporter: progress.
-        on_outcome: told of every video as it ends; called from several threads, one at a time.
+        on_outcome: told of every video as it ends; called from two threads, one at a time.
     """
 
     def __init__(self, config: Config, lanes: int, reporter: Reporter, on_outcome: Callable[[Outcome], None]) -> None:
@@ -66,27 +67,31 @@ class Batch:
         self._reporter = reporter
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_ASSEMBLIES, thread_name_prefix="assemble")
-        #: Runs that came back, by video; a video leaves when it has ended.
+        #: Runs that came back in this pass, by video.
         self._returned: dict[int, set[int]] = {}
         self._ended: set[int] = set()
+        #: Videos whose segments are done; None ends the assembler.
+        self._finished: queue.Queue[VideoTask | None] = queue.Queue()
 
     def run(self, tasks: Sequence[VideoTask]) -> None:
         """Does all videos; returns when each has ended."""
-        try:
-            self._pass(tasks, range(len(tasks)), self._lanes)
-            for attempt in range(self._config.troupe.batch.retries):
-                # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
-                for index in [i for i in range(len(tasks)) if i not in self._ended]:
-                    log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
-                    self._pass(tasks, [index], 1)
-            for index in range(len(tasks)):
-                if index not in self._ended:
-                    self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
-        finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        # A daemon: an interrupted job does not wait for an assembly that will be done again.
+        assembler = threading.Thread(target=self._assemble, name="assembler", daemon=True)
+        assembler.start()
+        self._pass(tasks, range(len(tasks)), self._lanes)
+        for attempt in range(self._config.troupe.batch.retries):
+            # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
+            for index in [i for i in range(len(tasks)) if i not in self._ended]:
+                log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
+                self._pass(tasks, [index], 1)
+        for index in range(len(tasks)):
+            if index not in self._ended:
+                self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+        self._finished.put(None)
+        assembler.join()
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
+        self._returned.clear()
         for row in self._dataset(tasks, indices, lanes).iter_rows():
             index = int(row["video"])
             if index in self._ended:
@@ -98,7 +103,7 @@ class Batch:
             returned.add(int(row["run"]))
             if len(returned) == int(row["runs"]):
                 self._ended.add(index)
-                self._pool.submit(self._assemble, tasks[index])
+                self._finished.put(tasks[index])
 
     def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
         settings = self._config.troupe.batch
@@ -124,17 +129,26 @@ class Batch:
                 max_task_retries=1,
             )
 
-    def _assemble(self, task: VideoTask) -> None:
-        self._reporter.put(task.fingerprint, stage="assembling")
+    def _assemble(self) -> None:
+        """The assembler's thread: a Ray task a video, so that a cluster's nodes share the work."""
+        work = ray.remote(num_cpus=self._config.troupe.batch.lane_cpus, max_retries=2)(_assemble_planned)
+        pending: dict[ray.ObjectRef, VideoTask] = {}
+        more = True
+        while more or pending:
+            with contextlib.suppress(queue.Empty):
+                task = self._finished.get(timeout=_POLL_SECONDS)
+                more = task is not None
+                if task is not None:
+                    self._reporter.put(task.fingerprint, stage="assembling")
+                    pending[work.remote(task)] = task
+            for ref in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0] if pending else []:
+                self._assembled(ref, pending.pop(ref))
+
+    def _assembled(self, ref: ray.ObjectRef, task: VideoTask) -> None:
         try:
-            work = ray.remote(num_cpus=self._config.troupe.batch.lane_cpus, max_retries=2)(_assemble_planned)
-            row = ray.get(work.remote(task))
-        except TroupeError as error:
-            self._end(task, "failed", _plain(error))
+            self._end(task, "done", "", ray.get(ref))
         except RayError as error:
-            self._end(task, "failed", f"{task.source.name}: assembling was lost: {_plain(error)}")
-        else:
-            self._end(task, "done", "", row)
+            self._end(task, "failed", _error_text(task, getattr(error, "cause", None) or error))
 
     def _fail(self, index: int, task: VideoTask, error: str) -> None:
         self._ended.add(index)
@@ -221,14 +235,8 @@ def _configure_data() -> None:
 
 
 def _error_text(task: VideoTask, error: Exception) -> str:
-    """What a user reads; an error that is not one of ours is a bug, and its trace goes to the log."""
+    """What a user reads; an error that is not one of ours is a bug or the machine's, and its trace goes to the log."""
     if isinstance(error, TroupeError):
-        return _plain(error)
-    log.error("%s", traceback.format_exc())
-    return f"{task.source.name}: {type(error).__name__}: {error}"
-
-
-def _plain(error: Exception) -> str:
-    cause = getattr(error, "cause", None)
-    text = str(cause) if isinstance(cause, TroupeError) else str(error)
-    return text.strip()
+        return str(error)
+    log.error("%s", "".join(traceback.format_exception(error)))
+    return f"{task.source.name}: {type(error).__name__}: {str(error).strip()}"
