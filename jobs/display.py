@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -34,6 +35,7 @@ class Display:
 
     def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
         self.mode = mode
+        self._failures: list[str] = []
         self._console = Console(stderr=mode == "json", highlight=False, soft_wrap=True)
 
     @classmethod
@@ -53,10 +55,23 @@ class Display:
             self._console.print(text, markup=False)
 
     def failed(self, name: str, error: str) -> None:
-        """An input that ended in an error."""
+        """An input that ended in an error; listed again by `summary`."""
+        self._failures.append(error)
         self.emit("failed", input=name, error=error)
         if self.mode != "json":
             self._console.print(f"[red]failed[/red]  {escape(error)}")
+
+    def summary(self, total: int, output: Path) -> int:
+        """The last lines: how many of the inputs are done, where, and which failed; returns the number of failures."""
+        failed = len(self._failures)
+        self.emit("summary", total=total, done=total - failed, failed=failed, output=str(output))
+        if self.mode != "json":
+            self._console.print(f"{total - failed} of {total} videos done, in {output}", markup=False)
+            if failed > 1:
+                self._console.print(f"{failed} failed:", markup=False)
+                for error in self._failures:
+                    self._console.print(f"    {error}", markup=False)
+        return failed
 
     def ended(self, outcome: Outcome) -> None:
         """A video that is done or failed."""
@@ -87,7 +102,8 @@ class Display:
             thread.join(5)
 
     def _lines(self, reporter: Reporter, tasks: Sequence[VideoTask], stop: threading.Event) -> None:
-        begun, shown, before = time.monotonic(), 0.0, -1
+        pace = _Pace()
+        shown, before = 0.0, -1
         names = {task.fingerprint: task.source.name for task in tasks}
         while not stop.wait(_POLL_SECONDS):
             board = reporter.snapshot()
@@ -96,7 +112,7 @@ class Display:
             if not total or done == before or now - shown < _LINE_SECONDS:
                 continue
             shown, before = now, done
-            rate = done / (now - begun)
+            rate = pace.rate(done)
             eta = _eta(board, len(tasks), rate)
             running = [names[key] for key, state in board.items() if key in names and state.stage == "running"]
             self.emit("progress", frames=done, of=total, fps=round(rate, 2), eta_s=eta, running=running)
@@ -113,7 +129,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[stage]}"),
         )
-        begun = time.monotonic()
+        pace = _Pace()
         names = {task.fingerprint: task.source.name for task in tasks}
         bars: dict[str, TaskID] = {}
         with Progress(*columns, console=self._console, transient=True) as progress:
@@ -134,8 +150,21 @@ class Display:
                         visible=not ended,
                     )
                 done, total = _sums(board)
-                rate = done / (time.monotonic() - begun)
-                progress.update(whole, total=total or None, completed=done, fps=f"{rate:.1f} fps")
+                progress.update(whole, total=total or None, completed=done, fps=f"{pace.rate(done):.1f} fps")
+
+
+class _Pace:
+    """Frames a second since the first ones came: neither start-up nor what an earlier run did counts."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def rate(self, done: int) -> float:
+        now = time.monotonic()
+        if self._start is None or done < self._start[1]:
+            self._start = (now, done) if done else None
+            return 0.0
+        return (done - self._start[1]) / max(now - self._start[0], _POLL_SECONDS)
 
 
 def _sums(board: dict[str, VideoProgress]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from actors.video.background import parse_colour
 from actors.video.encode import EncoderSettings, probe_nvenc
 from actors.video.scan import Inspection
 from cluster.config import Config, EncodeSettings, load_config
@@ -98,7 +99,7 @@ def restage(
             max_input=max_input,
             long_side=long_side,
         )
-        _require_absolute(paths, output, background)
+        _require_absolute(paths, output, library, background)
         code = _restage(paths, output.absolute(), library.absolute(), settings, settings_of, options, display)
     except TroupeError as error:
         display.failed("", str(error))
@@ -133,7 +134,7 @@ def _restage(
         split_shots=options.split_shots,
         allow_unlicensed=options.allow_unlicensed,
     )
-    looked, failures = _look(ingest, inputs, display)
+    looked = _look(ingest, inputs, display)
     missing = ingest.missing_weights({matte for _, _, matte in looked})
     if missing and not options.dry_run:
         raise WeightsError(
@@ -142,39 +143,38 @@ def _restage(
             remedy=f"run `troupe weights fetch {' '.join(missing)}`, or use --preset draft, which needs none",
         )
     if options.dry_run:
-        return show_plan(ingest, looked, missing, failures, display)
+        show_plan(ingest, looked, missing, display)
+        return EXIT_FAILED if display.summary(len(inputs), output) else EXIT_DONE
     with output_lock(root):
         tasks = []
         for item, found, matte in looked:
             try:
                 tasks.append(ingest.task(item, found, matte))
             except TroupeError as error:
-                failures += 1
                 display.failed(str(item.path), str(error))
         todo = _unfinished(tasks, options, display)
-        failures += _perform(todo, config, options, display)
+        if todo:
+            use_token(os.environ)
+            from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
+
+            perform(todo, config, display, allow_skew=options.allow_skew)
     if options.preview:
         _preview(tasks, config, display)
-    done = len(inputs) - failures
-    display.note(
-        f"{done} of {len(inputs)} videos done, results in {output}" + (f", {failures} failed" * bool(failures))
-    )
-    return EXIT_FAILED if failures else EXIT_DONE
+    return EXIT_FAILED if display.summary(len(inputs), output) else EXIT_DONE
 
 
-def _look(ingest: Ingest, inputs: Sequence[Input], display: Display) -> tuple[list[tuple[Input, Inspection, str]], int]:
-    """First looks at all inputs, a few at a time; refused ones are shown and counted."""
-    looked, failures = [], 0
+def _look(ingest: Ingest, inputs: Sequence[Input], display: Display) -> list[tuple[Input, Inspection, str]]:
+    """First looks at all inputs, a few at a time; refused ones are shown."""
+    looked = []
     with ThreadPoolExecutor(_LOOKERS) as pool:
         for item, future in [(item, pool.submit(ingest.look, item)) for item in inputs]:
             try:
                 found, matte = future.result()
             except TroupeError as error:
-                failures += 1
                 display.failed(str(item.path), str(error))
             else:
                 looked.append((item, found, matte))
-    return looked, failures
+    return looked
 
 
 def _unfinished(tasks: Sequence[VideoTask], options: Options, display: Display) -> list[VideoTask]:
@@ -190,17 +190,6 @@ def _unfinished(tasks: Sequence[VideoTask], options: Options, display: Display) 
             continue
         todo.append(task)
     return todo
-
-
-def _perform(todo: Sequence[VideoTask], config: Config, options: Options, display: Display) -> int:
-    """Runs the tasks; returns how many failed."""
-    if not todo:
-        return 0
-    use_token(os.environ)
-    from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
-
-    outcomes = perform(todo, config, display, allow_skew=options.allow_skew)
-    return sum(outcome.status == "failed" for outcome in outcomes)
 
 
 def _preview(tasks: Sequence[VideoTask], config: Config, display: Display) -> None:
@@ -230,11 +219,13 @@ def _encoder(settings: RestageSettings, encode: EncodeSettings, display: Display
     return EncoderSettings("x264", settings.crf, settings.x264, encode.threads, encode.gop_seconds)
 
 
-def _require_absolute(paths: Sequence[Path], output: Path, background: str | None) -> None:
+def _require_absolute(paths: Sequence[Path], output: Path, library: Path, background: str | None) -> None:
     """In a submitted job the working folder is a temporary copy on the cluster: relative paths would get lost there."""
     if not is_submitted_job(os.environ):
         return
-    named = [*paths, output, *([Path(background)] if background and os.sep in background else [])]
+    named = [*paths, output]
+    if background is not None and parse_colour(background) is None:
+        named.append(Path(background) if os.sep in background else library)
     for path in named:
         if not path.is_absolute():
             raise UsageError(

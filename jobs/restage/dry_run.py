@@ -22,24 +22,17 @@ def show_plan(
     ingest: Ingest,
     looked: Sequence[tuple[Input, Inspection, str]],
     missing: Sequence[str],
-    failures: int,
     display: Display,
-) -> int:
-    """Plans each video (one decode) and shows runs, segments, sizes, models and weights.
-
-    Returns:
-        The exit code: 1 when an input is refused, else 0.
-    """
+) -> None:
+    """Plans each video (one decode) and shows runs, segments, sizes, models and weights."""
     with TemporaryDirectory(prefix="troupe-") as folder:
         for item, found, matte in looked:
             try:
                 _show(ingest, item, found, matte, Path(folder), display)
             except TroupeError as error:
-                failures += 1
                 display.failed(str(item.path), str(error))
     for name in missing:
         display.note(f"weights missing: {name} (troupe weights fetch {name})")
-    return 1 if failures else 0
 
 
 def _show(ingest: Ingest, item: Input, found: Inspection, matte: str, folder: Path, display: Display) -> None:
