@@ -58,6 +58,7 @@ class Card:
         load: makes the model; raises `WeightsError` when a checkpoint is not what it should be.
         stateful: True when a batch's result depends on the batches before it, through the carry.
         scale: the network's fixed enlargement, 1 where it has none.
+        work: TFLOP (two per multiply-add) for a megapixel of input, 0 where it does not matter beside the codecs.
         summary: one line for listings.
     """
 
@@ -68,6 +69,7 @@ class Card:
     load: Callable[[Setup], Model]
     stateful: bool = False
     scale: int = 1
+    work: float = 0.0
     summary: str = ""
 
 

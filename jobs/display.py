@@ -35,7 +35,7 @@ class Display:
 
     def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
         self.mode = mode
-        self._failures: list[str] = []
+        self.failures: list[str] = []
         self._console = Console(stderr=mode == "json", highlight=False, soft_wrap=True)
 
     @classmethod
@@ -56,20 +56,20 @@ class Display:
 
     def failed(self, name: str, error: str) -> None:
         """An input that ended in an error; listed again by `summary`."""
-        self._failures.append(error)
+        self.failures.append(error)
         self.emit("failed", input=name, error=error)
         if self.mode != "json":
             self._console.print(f"[red]failed[/red]  {escape(error)}")
 
     def summary(self, total: int, output: Path) -> int:
         """The last lines: how many of the inputs are done, where, and which failed; returns the number of failures."""
-        failed = len(self._failures)
+        failed = len(self.failures)
         self.emit("summary", total=total, done=total - failed, failed=failed, output=str(output))
         if self.mode != "json":
             self._console.print(f"{total - failed} of {total} videos done, in {output}", markup=False)
             if failed > 1:
                 self._console.print(f"{failed} failed:", markup=False)
-                for error in self._failures:
+                for error in self.failures:
                     self._console.print(f"    {error}", markup=False)
         return failed
 

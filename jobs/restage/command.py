@@ -144,7 +144,8 @@ def _restage(
         )
     if options.dry_run:
         show_plan(ingest, looked, missing, display)
-        return EXIT_FAILED if display.summary(len(inputs), output) else EXIT_DONE
+        display.note("nothing was started (--dry-run)")
+        return EXIT_FAILED if display.failures else EXIT_DONE
     with output_lock(root):
         tasks = []
         for item, found, matte in looked:

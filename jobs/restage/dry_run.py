@@ -50,6 +50,7 @@ def _show(ingest: Ingest, item: Input, found: Inspection, matte: str, folder: Pa
 
 def _report(item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display) -> None:
     info = plan.scan.info
+    megapixels = len(plan.scan) * info.width * info.height / 1e6
     runs = [[[s.first, s.last] for s in run.segments] for run in plan.runs]
     display.emit(
         "plan",
@@ -63,16 +64,17 @@ def _report(item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte:
         runs=runs,
         upscale=upscale,
         matte=matte,
+        upscaling_tflop=None if upscale == LANCZOS else round(card(upscale).work * megapixels, 1),
         notices=list(info.notices),
         approximate=plan.approximate,
     )
     if display.mode == "json":
         return
-    megapixels = len(plan.scan) * size[0] * size[1] / 1e6
+    work = "" if upscale == LANCZOS else f", {card(upscale).work * megapixels:.0f} TFLOP of upscaling"
     display.note(
         f"{item.path.name}: {info.width}x{info.height} → {size[0]}x{size[1]}, {len(plan.scan)} frames, "
         f"{plan.scan.seconds:.2f} s, {len(plan.cuts)} cuts, {len(plan.runs)} runs, {len(plan.segments)} segments\n"
-        f"    {upscale}, matte {matte}, {megapixels:.0f} megapixels to write → {item.output}"
+        f"    {upscale}, matte {matte}{work} → {item.output}"
     )
     for notice in info.notices:
         display.note(f"    {notice}")
