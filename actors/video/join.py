@@ -18,9 +18,10 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Stream
 from numpy.typing import NDArray
 
-from actors.video.own import create_mp4, mp4_timescale, open_own, sha256_of, written_whole
+from actors.video.own import create_mp4, mp4_timescale, open_own
 from actors.video.sound import Sound, SoundTrack
 from cluster.errors import JobError
+from cluster.files import sha256_of, written_whole
 
 #: What a player shows of a sound track.
 _DESCRIPTION = ("language", "title", "handler_name")

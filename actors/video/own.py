@@ -1,11 +1,8 @@
-"""Files that this project writes itself: written beside, published whole, and opened without the input limits."""
+"""mp4 files that this project writes itself: made without time stamps, opened without the input limits."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -13,44 +10,6 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer, OutputContainer
-
-#: Ending of a file that is still being written; whatever bears it after a crash can be deleted.
-PARTIAL = ".part"
-
-
-def partial_path(target: Path) -> Path:
-    """A name beside `target` that no other writer has, in this process or another."""
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Give a finished file its name, so that after a power cut it is either whole or absent."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A partial path to write to; published as `target` when the block succeeds, deleted when it raises."""
-    partial = partial_path(target)
-    try:
-        yield partial
-        publish(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.video.own import written_whole
 from actors.video.sample import Sampler
 from cluster.errors import JobError, UsageError
+from cluster.files import written_whole
 
 TIMES = 8
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.video.limits import Limits
-from actors.video.own import partial_path, publish
 from actors.video.process import Child
+from cluster.files import partial_path, publish
 
 #: Codecs whose packets are copied: every phone, browser and television plays them from mp4.
 COPIED = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3"})
@@ -70,7 +70,7 @@ def extract_sound(source: Path, target: Path, limits: Limits) -> Sound | None:
     """Write all sound tracks of `source` to `target` (an mp4), in a child process.
 
     Args:
-        source: the file that the plan's times were read from (for MPEG-TS its remuxed copy).
+        source: the input itself; for MPEG-TS too, whose remuxed copy would pass MPEG-1 layer 2 off as mp3.
         target: published whole.
         limits: bounds on the source and on the child.
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from actors.video.boxes import video_end
 from actors.video.encode import EncoderSettings
 from actors.video.join import decode_times, join
-from actors.video.own import sha256_of
 from cluster.errors import JobError
+from cluster.files import sha256_of
 from tests.segments import FAST, read_frames, write_final, write_segments
 
 LENGTHS = [20, 1, 2, 3, 14]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from actors.video.limits import Limits
-from actors.video.own import sha256_of
 from actors.video.sound import Sound, extract_sound
 from actors.video.verify import verify
 from cluster.errors import MediaError
+from cluster.files import sha256_of
 from tests.media import Sound as Track
 from tests.media import click_times, flash_times, write_clip
 from tests.segments import source_times, write_final
