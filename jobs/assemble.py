@@ -36,7 +36,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     begun = time.perf_counter()
     # In the work folder until it is verified: what bears the output's name is right.
     joined, sounds = work.path / "joined.mp4", work.path / "sound.mp4"
-    sound = extract_sound(scan.source, sounds, task.limits)
+    # From the input itself: a remuxed copy passes MPEG-2 sound off as MP3.
+    sound = extract_sound(scan.path, sounds, task.limits)
     join(
         [work.segment_path(segment) for segment in plan.segments],
         joined,
