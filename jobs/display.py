@@ -141,13 +141,13 @@ class Display:
                         continue
                     if key not in bars:
                         bars[key] = progress.add_task(names[key], total=None, fps="", stage="")
-                    ended = state.stage in ("done", "failed")
                     progress.update(
                         bars[key],
                         total=state.frames or None,
                         completed=min(state.done, state.frames),
                         stage=state.stage,
-                        visible=not ended,
+                        # Of hundreds of videos, those at work; the whole has a bar of its own.
+                        visible=state.stage in ("planning", "running", "assembling"),
                     )
                 done, total = _sums(board)
                 progress.update(whole, total=total or None, completed=done, fps=f"{pace.rate(done):.1f} fps")
