@@ -14,7 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,7 @@ class Batch:
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_ASSEMBLIES, thread_name_prefix="assemble")
+        self._assemblies: list[Future[None]] = []
         #: Runs that came back, by video; a video leaves when it has ended.
         self._returned: dict[int, set[int]] = {}
         self._ended: set[int] = set()
@@ -83,7 +84,10 @@ class Batch:
             for index in range(len(tasks)):
                 if index not in self._ended:
                     self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+            for assembly in self._assemblies:
+                assembly.result()
         finally:
+            # Only an interrupted run still has assemblies that have not begun.
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
@@ -98,7 +102,7 @@ class Batch:
             returned.add(int(row["run"]))
             if len(returned) == int(row["runs"]):
                 self._ended.add(index)
-                self._pool.submit(self._assemble, tasks[index])
+                self._assemblies.append(self._pool.submit(self._assemble, tasks[index]))
 
     def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
         settings = self._config.troupe.batch
@@ -108,7 +112,10 @@ class Batch:
         hidden = {} if tasks[0].encoder.codec == "nvenc" else {"CUDA_VISIBLE_DEVICES": ""}
         environment = {"env_vars": hidden}
         planned = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-            PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=lanes, runtime_env=environment
+            PlanVideo(self._reporter),
+            num_cpus=settings.lane_cpus,
+            concurrency=min(lanes, len(items)),
+            runtime_env=environment,
         )
         with warnings.catch_warnings():
             # Ray 2.60 has no other way to bound the retries of rows, and warns of this one.
