@@ -16,6 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,7 +68,9 @@ class Batch:
         self._reporter = reporter
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
-        #: Runs that came back in this pass, by video.
+        self._pool = ThreadPoolExecutor(_ASSEMBLIES, thread_name_prefix="assemble")
+        self._assemblies: list[Future[None]] = []
+        #: Runs that came back, by video; a video leaves when it has ended.
         self._returned: dict[int, set[int]] = {}
         self._ended: set[int] = set()
         #: Videos whose segments are done; None ends the assembler.
@@ -75,20 +78,21 @@ class Batch:
 
     def run(self, tasks: Sequence[VideoTask]) -> None:
         """Does all videos; returns when each has ended."""
-        # A daemon: an interrupted job does not wait for an assembly that will be done again.
-        assembler = threading.Thread(target=self._assemble, name="assembler", daemon=True)
-        assembler.start()
-        self._pass(tasks, range(len(tasks)), self._lanes)
-        for attempt in range(self._config.troupe.batch.retries):
-            # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
-            for index in [i for i in range(len(tasks)) if i not in self._ended]:
-                log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
-                self._pass(tasks, [index], 1)
-        for index in range(len(tasks)):
-            if index not in self._ended:
-                self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
-        self._finished.put(None)
-        assembler.join()
+        try:
+            self._pass(tasks, range(len(tasks)), self._lanes)
+            for attempt in range(self._config.troupe.batch.retries):
+                # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
+                for index in [i for i in range(len(tasks)) if i not in self._ended]:
+                    log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
+                    self._pass(tasks, [index], 1)
+            for index in range(len(tasks)):
+                if index not in self._ended:
+                    self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+            for assembly in self._assemblies:
+                assembly.result()
+        finally:
+            # Only an interrupted run still has assemblies that have not begun.
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
         self._returned.clear()
@@ -103,7 +107,7 @@ class Batch:
             returned.add(int(row["run"]))
             if len(returned) == int(row["runs"]):
                 self._ended.add(index)
-                self._finished.put(tasks[index])
+                self._assemblies.append(self._pool.submit(self._assemble, tasks[index]))
 
     def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
         settings = self._config.troupe.batch
@@ -113,7 +117,10 @@ class Batch:
         hidden = {} if tasks[0].encoder.codec == "nvenc" else {"CUDA_VISIBLE_DEVICES": ""}
         environment = {"env_vars": hidden}
         planned = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-            PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=lanes, runtime_env=environment
+            PlanVideo(self._reporter),
+            num_cpus=settings.lane_cpus,
+            concurrency=min(lanes, len(items)),
+            runtime_env=environment,
         )
         with warnings.catch_warnings():
             # Ray 2.60 has no other way to bound the retries of rows, and warns of this one.
