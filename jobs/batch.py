@@ -16,7 +16,6 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,9 +67,7 @@ class Batch:
         self._reporter = reporter
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_ASSEMBLIES, thread_name_prefix="assemble")
-        self._assemblies: list[Future[None]] = []
-        #: Runs that came back, by video; a video leaves when it has ended.
+        #: Runs that came back in this pass, by video.
         self._returned: dict[int, set[int]] = {}
         self._ended: set[int] = set()
         #: Videos whose segments are done; None ends the assembler.
@@ -78,21 +75,20 @@ class Batch:
 
     def run(self, tasks: Sequence[VideoTask]) -> None:
         """Does all videos; returns when each has ended."""
-        try:
-            self._pass(tasks, range(len(tasks)), self._lanes)
-            for attempt in range(self._config.troupe.batch.retries):
-                # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
-                for index in [i for i in range(len(tasks)) if i not in self._ended]:
-                    log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
-                    self._pass(tasks, [index], 1)
-            for index in range(len(tasks)):
-                if index not in self._ended:
-                    self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
-            for assembly in self._assemblies:
-                assembly.result()
-        finally:
-            # Only an interrupted run still has assemblies that have not begun.
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        # A daemon: an interrupted job does not wait for an assembly that will be done again.
+        assembler = threading.Thread(target=self._assemble, name="assembler", daemon=True)
+        assembler.start()
+        self._pass(tasks, range(len(tasks)), self._lanes)
+        for attempt in range(self._config.troupe.batch.retries):
+            # Lost rows: a lane died with them. Each is done again alone, so that the one that kills lanes is known.
+            for index in [i for i in range(len(tasks)) if i not in self._ended]:
+                log.warning("%s: rows were lost, done again alone (%d)", tasks[index].source.name, attempt + 1)
+                self._pass(tasks, [index], 1)
+        for index in range(len(tasks)):
+            if index not in self._ended:
+                self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+        self._finished.put(None)
+        assembler.join()
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
         self._returned.clear()
@@ -107,7 +103,7 @@ class Batch:
             returned.add(int(row["run"]))
             if len(returned) == int(row["runs"]):
                 self._ended.add(index)
-                self._assemblies.append(self._pool.submit(self._assemble, tasks[index]))
+                self._finished.put(tasks[index])
 
     def _dataset(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> Dataset:
         settings = self._config.troupe.batch
