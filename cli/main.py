@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
-from cli import backgrounds, doctor, weights
+from cli import backgrounds, doctor, models, weights
+from cli.demo.command import demo
 from jobs.restage.command import restage
 
 app = typer.Typer(
@@ -13,10 +17,27 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command("demo")(demo)
 app.command("restage")(restage)
+app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app, name="weights")
 app.add_typer(backgrounds.app, name="backgrounds")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"troupe {version('troupe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `troupe` itself."""
 
 
 def main() -> None:

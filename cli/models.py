@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,8 @@ from actors.model import Card
 from cli.manners import exit_codes, print_json
 from cluster.weights import State, WeightsStore, default_store
 
+_WIDE = 130  # columns; below that the summaries would fold into a dozen lines each
+
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
     """List the models: what for, where they run, whether their weights are here, and the licences of these."""
@@ -25,19 +28,27 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     if as_json:
         print_json(rows)
         return
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("model", "for", "scale", "runs in", "weights", "licence", ""):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        state = Text(row["state"], style="dim" if row["missing"] else "")
-        scale = f"x{row['scale']}" if row["scale"] > 1 else ""
-        table.add_row(row["name"], row["family"], scale, row["runs_in"], state, row["licence"], row["summary"])
     console = Console()
-    console.print(table)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        console.print(_table(family, [row for row in rows if row["family"] == family], wide=console.width >= _WIDE))
     missing = sorted({name for row in rows for name in row["missing"]})
     if missing:
         console.print(f"missing weights: troupe weights fetch {' '.join(missing)}", markup=False, soft_wrap=True)
-    console.print("upscale also takes `lanczos`, matte also `auto` and `none`; none of them needs weights", markup=False)
+    console.print("--upscale also takes lanczos, --matte also auto and none: no weights either", markup=False)
+
+
+def _table(family: str, rows: Sequence[dict[str, Any]], *, wide: bool) -> Table:
+    table = Table(title=f"--{family}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("model", "scale", "runs in", "weights", "licence"):
+        table.add_column(heading, no_wrap=True)
+    if wide:
+        table.add_column("what for")
+    for row in rows:
+        state = Text(row["state"], style="dim" if row["missing"] else "")
+        scale = f"x{row['scale']}" if row["scale"] > 1 else ""
+        cells = (row["name"], scale, row["runs_in"], state, row["licence"], row["summary"])
+        table.add_row(*cells[: len(table.columns)])
+    return table
 
 
 def _row(card: Card, store: WeightsStore) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from actors.video.own import create_mp4, written_whole
+from actors.video.own import create_mp4
 from actors.video.yuv import YuvConverter, tag_709
 from cli.demo.canvas import Canvas
 from cli.demo.dancer import BEATS, BEATS_PER_SECOND, draw
+from cluster.files import written_whole
 
 WIDTH, HEIGHT, RATE = 480, 854, 25
-FRAMES = round(BEATS / BEATS_PER_SECOND * RATE)
+FRAMES = round(1.05 * BEATS / BEATS_PER_SECOND * RATE)  # not a whole dance, so that a contact sheet shows it all
 _FIGURE, _FLOOR = 548.0, np.array([240.0, 772.0])
 _GREEN = (52.0, 186.0, 84.0)
 #: One exposure is the mean of so many drawings, over this part of the frame's time: fast limbs are blurred.

@@ -38,7 +38,10 @@ def demo(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(folder, error.strerror or str(error), remedy="choose another -o") from error
-        for path, write, what in ((clip, write_clip, "a dancer before a green screen"), (stage, write_stage, "a stage")):
+        for path, write, what in (
+            (clip, write_clip, "a dancer before a green screen"),
+            (stage, write_stage, "a stage"),
+        ):
             if not path.is_file():
                 console.print(f"drawing {what} …", markup=False)
                 write(path)

@@ -132,7 +132,6 @@ def _head(canvas: Canvas, now: Pose, floor: Point, height: float) -> None:
     canvas.limb(at(0.030, 0.060), at(0.050, 0.034), 0.022 * height, 0.014 * height, _HAIR)
     for side in (-1, 1):
         canvas.limb(at(0.021 * side, 0.006), at(0.021 * side, 0.002), 0.0068 * height, 0.0068 * height, (40, 26, 30))
-        canvas.limb(at(0.034 * side, -0.018), at(0.034 * side, -0.019), 0.006 * height, 0.006 * height, (236, 150, 130))
         canvas.limb(at(0.062 * side, 0.02), at(0.056 * side, -0.02), 0.014 * height, 0.006 * height, _HAIR)
     smile = [at(0.017 * u, -0.032 - 0.007 * (1 - u * u)) for u in np.linspace(-1, 1, 9)]
     canvas.strands([smile], max(1, round(0.0045 * height)), (176, 58, 70))

@@ -67,7 +67,7 @@ def _tiles() -> NDArray[np.intp]:
 
 
 def _floor_light() -> Float:
-    """How much of a tile's colour shows [H,W,1]: none at the horizon, where tiles would flicker, and least in joints."""
+    """How much of a tile's colour shows [H,W,1]: little in joints, none at the horizon, where tiles would flicker."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     depth = np.maximum(y / HEIGHT - _HORIZON, 1e-3)
     column, row = (x / WIDTH - 0.5) * 0.42 / depth + 32.5, 0.55 / depth
