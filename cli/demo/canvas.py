@@ -49,8 +49,8 @@ class Canvas:
         light = np.float32(_AMBIENT) + np.float32(_DIFFUSE) * facing
         narrow = (facing * facing * facing) ** 2
         gloss = np.float32(255 * _GLOSS) * narrow * narrow
-        shaded = light * np.array(colour, np.float32)[:, None, None] + gloss
-        self._over(left, top, np.minimum(shaded, 255), cover)
+        shaded = np.minimum(light * np.array(colour, np.float32)[:, None, None] + gloss, 255)
+        self._over(left, top, np.asarray(shaded, np.float32), np.asarray(cover, np.float32))
 
     def strands(self, lines: Sequence[Sequence[Point]] | Point, thickness: int, colour: Colour) -> None:
         """Thin curves, as hair is drawn."""

@@ -39,14 +39,19 @@ def write_clip(target: Path, *, frames: int = FRAMES) -> None:
         video.time_base = video.codec_context.time_base = Fraction(1, RATE)
         sound = out.add_stream("aac", rate=_SAMPLES, layout="stereo")
         convert = YuvConverter(WIDTH, HEIGHT)
-        packets = []
+        packets: list[av.Packet] = []
         for index, rgb in enumerate(_pictures(frames)):
             frame = tag_709(convert.convert(rgb))
             frame.pts, frame.time_base = index, Fraction(1, RATE)
             packets += video.encode(frame)
         packets += [*video.encode(None), *_sound_packets(sound, frames / RATE)]
-        for packet in sorted(packets, key=lambda p: float(p.dts * p.time_base)):
+        for packet in sorted(packets, key=_decode_time):
             out.mux(packet)
+
+
+def _decode_time(packet: av.Packet) -> Fraction:
+    assert packet.dts is not None and packet.time_base is not None
+    return packet.dts * packet.time_base
 
 
 def _pictures(frames: int) -> Iterator[NDArray[np.uint8]]:
@@ -65,7 +70,7 @@ def _picture(index: int, screen: NDArray[np.float32]) -> NDArray[np.uint8]:
         cover += canvas.cover / _EXPOSURES
     grain = np.random.default_rng(index).normal(0, _GRAIN, (HEIGHT, WIDTH, 1)).astype(np.float32)
     picture = cv2.merge(list(colours + screen * (1 - cover))) + grain
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
 def _screen() -> NDArray[np.float32]:

@@ -90,7 +90,7 @@ def draw(canvas: Canvas, seconds: float, floor: Point, height: float) -> None:
     now = pose(seconds)
 
     def at(point: Point) -> Point:
-        return floor + height * point * np.array([1.0, -1.0])
+        return np.asarray(floor + height * point * np.array([1.0, -1.0]))
 
     def limb(a: Point, b: Point, radius_a: float, radius_b: float, colour: tuple[float, float, float]) -> None:
         canvas.limb(at(a), at(b), radius_a * height, radius_b * height, colour)
@@ -124,7 +124,7 @@ def _head(canvas: Canvas, now: Pose, floor: Point, height: float) -> None:
     turn = np.array([[cos(now.tilt), sin(now.tilt)], [-sin(now.tilt), cos(now.tilt)]])
 
     def at(x: float, y: float) -> Point:
-        return floor + height * (now.head + turn @ np.array([x, y])) * np.array([1.0, -1.0])
+        return np.asarray(floor + height * (now.head + turn @ np.array([x, y])) * np.array([1.0, -1.0]))
 
     canvas.limb(at(0, 0.012), at(0, 0.03), 0.068 * height, 0.070 * height, _HAIR)
     canvas.limb(at(0, 0.006), at(0, -0.022), 0.056 * height, 0.046 * height, _SKIN)

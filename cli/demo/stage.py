@@ -79,7 +79,7 @@ def _floor_light() -> Float:
 
 def _joint(place: Float, width: float) -> Float:
     near = np.abs(place - np.round(place))
-    return np.clip(near / width, 0.25, 1).astype(np.float32)
+    return np.asarray(np.clip(near / width, 0.25, 1), np.float32)
 
 
 def _colours(phase: float) -> Float:
@@ -122,4 +122,4 @@ def _discs(phase: float) -> Float:
         centre = (round(at[0] * w * 16), round(at[1] * h * 16))
         cv2.circle(disc, centre, round((4 + 10 * radius) * 16), (level * colour).tolist(), -1, cv2.LINE_AA, 4)
         total += disc
-    return cv2.GaussianBlur(total, (0, 0), 1.0)
+    return np.asarray(cv2.GaussianBlur(total, (0, 0), 1.0), np.float32)
