@@ -58,7 +58,7 @@ class Canvas:
         cv2.polylines(mask, [_fixed(line) for line in lines], False, 255, thickness, cv2.LINE_AA, _SHIFT)
         x, y, w, h = cv2.boundingRect(mask)
         if w and h:
-            cover = mask[y : y + h, x : x + w].astype(np.float32) / 255
+            cover: Float = mask[y : y + h, x : x + w].astype(np.float32) / np.float32(255)
             self._over(x, y, np.array(colour, np.float32)[:, None, None], cover)
 
     def _over(self, left: int, top: int, colours: NDArray[np.float32], cover: Float) -> None:

@@ -39,7 +39,7 @@ def write_clip(target: Path, *, frames: int = FRAMES) -> None:
         video.time_base = video.codec_context.time_base = Fraction(1, RATE)
         sound = out.add_stream("aac", rate=_SAMPLES, layout="stereo")
         convert = YuvConverter(WIDTH, HEIGHT)
-        packets: list[av.Packet] = []
+        packets: list[av.Packet[Any]] = []
         for index, rgb in enumerate(_pictures(frames)):
             frame = tag_709(convert.convert(rgb))
             frame.pts, frame.time_base = index, Fraction(1, RATE)
@@ -49,7 +49,7 @@ def write_clip(target: Path, *, frames: int = FRAMES) -> None:
             out.mux(packet)
 
 
-def _decode_time(packet: av.Packet) -> Fraction:
+def _decode_time(packet: av.Packet[Any]) -> Fraction:
     assert packet.dts is not None and packet.time_base is not None
     return packet.dts * packet.time_base
 

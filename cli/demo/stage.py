@@ -79,7 +79,8 @@ def _floor_light() -> Float:
 
 def _joint(place: Float, width: float) -> Float:
     near = np.abs(place - np.round(place))
-    return np.asarray(np.clip(near / width, 0.25, 1), np.float32)
+    seen: Float = np.clip(near / width, 0.25, 1).astype(np.float32)
+    return seen
 
 
 def _colours(phase: float) -> Float:
@@ -89,7 +90,7 @@ def _colours(phase: float) -> Float:
     drift = 0.5 + 0.5 * np.sin(phase + 1.7 * tile)
     level = (0.25 + 0.5 * pulse + 0.25 * drift)[:, None] * _PALETTE[tile % len(_PALETTE)]
     level[0] = 0
-    return level.astype(np.float32)
+    return np.asarray(level, np.float32)
 
 
 def _beams(phase: float) -> Float:
