@@ -16,6 +16,7 @@ app = typer.Typer(
     help="A video studio on Ray: resident models on GPU shares, for batches and requests.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo)
 app.command("restage")(restage)

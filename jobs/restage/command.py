@@ -34,6 +34,8 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 #: NVENC has presets of its own; p5 is its "slow, good quality".
 _NVENC_PRESET = "p5"
 _LOOKERS = 2
+#: Headings of the help, below the options that most runs use.
+_FINER, _ALLOW = "Finer choices", "What is refused otherwise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +52,94 @@ class Options:
 
 
 def restage(
-    paths: Annotated[list[Path], typer.Argument(help="Video files, or folders that are searched through.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results.")] = Path("output"),
-    preset: Annotated[str, typer.Option(help="draft (no weights needed), balanced or quality.")] = "balanced",
-    upscale: Annotated[str | None, typer.Option(help="lanczos or a Real-ESRGAN model (`troupe models`).")] = None,
-    target: Annotated[str | None, typer.Option(help="720p, 1080p, 1440p, 4k (the short side) or WxH.")] = None,
-    scale: Annotated[float | None, typer.Option(help="A factor instead of --target.", min=0.01)] = None,
-    matte: Annotated[str | None, typer.Option(help="auto, none, given, chroma, selfie, rvm-….")] = None,
-    background: Annotated[str | None, typer.Option(help="A colour (#20405f), a file, or a category.")] = None,
-    crf: Annotated[int | None, typer.Option(help="Constant quality, lower is better.", min=0, max=51)] = None,
-    x264: Annotated[str | None, typer.Option(help="x264's preset, ultrafast … veryslow.")] = None,
-    denoise: Annotated[float | None, typer.Option(help="0..1, realesr-general-x4v3 only.", min=0, max=1)] = None,
-    max_input: Annotated[int | None, typer.Option(help="Reduce to this short side before upscaling.", min=16)] = None,
-    long_side: Annotated[int | None, typer.Option(help="Long side that RVM looks at.", min=64)] = None,
-    config: Annotated[Path | None, typer.Option(help="Configuration; ./ray-config.yaml if there is one.")] = None,
-    library: Annotated[Path, typer.Option(help="The background library.")] = DEFAULT_ROOT,
-    lanes: Annotated[int | None, typer.Option(help="Lanes at work, instead of the configuration's.", min=1)] = None,
-    split_shots: Annotated[
-        bool, typer.Option(help="Start segments inside shots with warm-up frames: parallel, approximate.")
-    ] = False,
-    allow_damaged: Annotated[bool, typer.Option(help="Finish damaged files and count their damage.")] = False,
-    allow_unlicensed: Annotated[bool, typer.Option(help="Take background items without source and licence.")] = False,
-    allow_skew: Annotated[bool, typer.Option(help="Use running pins of other code, weights or settings.")] = False,
-    force: Annotated[bool, typer.Option(help="Do finished videos again.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show the plan and start nothing.")] = False,
-    preview: Annotated[bool, typer.Option(help="Write a contact sheet, source beside result.")] = False,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Video files, or folders that are searched through.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for results.")] = Path(
+        "output"
+    ),
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="draft (no weights needed), balanced or quality.")
+    ] = "balanced",
+    background: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="A colour ('#20405f'), a file, or a category of the library.")
+    ] = None,
+    matte: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="auto, none, given, chroma, selfie, rvm-mobilenetv3, rvm-resnet50."),
+    ] = None,
+    upscale: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="lanczos or a Real-ESRGAN model (`troupe models`).")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="720p, 1080p, 1440p, 4k (the short side) or WxH.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(metavar="FACTOR", help="A factor instead of --target.", min=0.01)
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Write a contact sheet, source beside result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do finished videos again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
+    crf: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=_FINER, help="Constant quality 0..51, lower is better.", min=0, max=51
+        ),
+    ] = None,
+    x264: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_FINER, help="x264's preset, ultrafast … veryslow.")
+    ] = None,
+    denoise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", rich_help_panel=_FINER, help="Strength 0..1, realesr-general-x4v3 only.", min=0, max=1
+        ),
+    ] = None,
+    max_input: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", rich_help_panel=_FINER, help="Reduce to this short side before upscaling.", min=16
+        ),
+    ] = None,
+    long_side: Annotated[
+        int | None, typer.Option(metavar="PIXELS", rich_help_panel=_FINER, help="Long side that RVM looks at.", min=64)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_FINER, help="Configuration; ./ray-config.yaml if there is one."),
+    ] = None,
+    library: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=_FINER, help="The background library.")
+    ] = DEFAULT_ROOT,
+    lanes: Annotated[
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=_FINER, help="Lanes at work, instead of the configuration's.", min=1),
+    ] = None,
+    split_shots: Annotated[
+        bool,
+        typer.Option(
+            "--split-shots",
+            rich_help_panel=_FINER,
+            help="Start segments inside shots with warm-up frames: parallel, approximate.",
+        ),
+    ] = False,
+    allow_damaged: Annotated[
+        bool,
+        typer.Option("--allow-damaged", rich_help_panel=_ALLOW, help="Finish damaged files and count their damage."),
+    ] = False,
+    allow_unlicensed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unlicensed", rich_help_panel=_ALLOW, help="Take background items without source and licence."
+        ),
+    ] = False,
+    allow_skew: Annotated[
+        bool,
+        typer.Option(
+            "--allow-skew", rich_help_panel=_ALLOW, help="Use running pins of other code, weights or settings."
+        ),
+    ] = False,
 ) -> None:
     """Upscale clips, cut the person out, set them before a new background, keep the sound."""
     display = Display.choose(as_json=as_json)
