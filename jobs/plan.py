@@ -158,11 +158,15 @@ def _join(bounds: list[int], starts: NDArray[np.float64], least: float) -> list[
 
 
 def _split(first: int, last: int, starts: NDArray[np.float64], most: float) -> list[int]:
-    """Bounds of equal parts, in frames, each at most about `most` seconds long."""
+    """Bounds of parts of equal duration, each at most `most` seconds long but for the frame at its end."""
+    seconds = starts[last] - starts[first]
     # A hair of tolerance: rounded timestamps must not turn 8.0 s into two segments.
-    parts = max(1, int(np.ceil((starts[last] - starts[first]) / most - 0.01)))
-    parts = min(parts, last - first)
-    return [first + (last - first) * k // parts for k in range(parts + 1)]
+    parts = max(1, int(np.ceil(seconds / most - 0.01)))
+    # By time, not by count: a variable rate may put most frames into a few seconds. Half a tick of any time base early,
+    # so that rounding does not push a frame that starts at the bound across it.
+    at = starts[first] + seconds * np.arange(1, parts) / parts - 5e-6
+    inner = first + np.searchsorted(starts[first:last], at)
+    return [first, *sorted({int(i) for i in inner if first < i < last}), last]
 
 
 def _shot_start(cuts: NDArray[np.int64], frame: int) -> int:

@@ -48,3 +48,32 @@ def shared() -> Path:
     if not (folder / "goldens").is_dir():
         pytest.skip(f"no reference material at {folder} (set TROUPE_SHARED)")
     return folder
+
+
+@pytest.fixture
+def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of `tests.models` in this process's catalogue, for one test."""
+    from actors.catalogue import CARDS
+    from tests.models import TEST_CARDS
+
+    for card in TEST_CARDS:
+        monkeypatch.setitem(CARDS, card.name, card)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights store of small random networks under the registry's file names, for the real loaders.
+
+    RVM has one size for each encoder; on frames of a few pixels it is fast all the same.
+    """
+    import torch
+
+    from actors.networks.rvm import MattingNetwork
+    from actors.networks.srvgg import SRVGGNetCompact
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(11)
+    for name in ("realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"):
+        torch.save(SRVGGNetCompact(features=8, convs=2, scale=4).state_dict(), folder / f"{name}.pth")
+    torch.save(MattingNetwork("mobilenetv3").state_dict(), folder / "rvm_mobilenetv3.pth")
+    return folder

@@ -1,0 +1,86 @@
+"""Killed at any moment and started again: nothing that was finished is redone, and the file is the same to the byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SoakCount
+from tests.jobs.command import Command, run, wait_until, write_config
+from tests.media import Sound, write_clip
+
+SEGMENTS = 12
+FRAMES = 180
+
+
+def arguments(folder: Path, output: Path) -> tuple[object, ...]:
+    # Slow on purpose: a kill has to find segments at work.
+    choices = ("--preset", "draft", "--matte", "none", "--scale", "2", "--x264", "slower")
+    return folder / "clip.mp4", *choices, "--config", folder / "config.yaml", "-o", output
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A folder with a clip and a configuration, and what an undisturbed run makes of it."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_clip(folder / "clip.mp4", frames=FRAMES, width=320, height=240, sounds=(Sound(),))
+    write_config(folder / "config.yaml", batch={"segment_seconds": 0.5, "lanes": 2}, encode={"threads": 1})
+    ended = run(*arguments(folder, folder / "unkilled"))
+    assert ended.code == 0, ended.errors
+    return folder, (folder / "unkilled" / "clip.mp4").read_bytes()
+
+
+def journal(output: Path) -> dict[int, str]:
+    """Hashes of the segments that are recorded as finished, by index."""
+    lines = [line for file in output.glob(".troupe/*/run-*.jsonl") for line in file.read_text().splitlines(True)]
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {entry["index"]: entry["sha256"] for entry in entries}
+
+
+def inodes(output: Path, indices: set[int]) -> dict[int, int]:
+    """Inodes of those segment files that are there: a segment that is redone gets another one."""
+    found = {}
+    for path in output.glob(".troupe/*/[0-9]*.mp4"):
+        if int(path.stem) in indices:
+            try:
+                found[int(path.stem)] = path.stat().st_ino
+            except FileNotFoundError:
+                continue  # assembled and removed while we looked
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
+    unkilled: tuple[Path, bytes], soak_count: SoakCount
+) -> None:
+    folder, expected = unkilled
+    count = soak_count(3, 20)
+    dice = random.Random(5)
+    # From planning (-1) over every number of finished segments to assembly, evenly, and a moment later.
+    for trial in range(count):
+        moment = -1 + int((trial + dice.random()) / count * (SEGMENTS + 2))
+        delay = dice.random() * 0.4
+        output = folder / f"killed-{trial}"
+        killed = Command(*arguments(folder, output))
+        wait_until(
+            lambda o=output, m=moment: len(journal(o)) >= m if m >= 0 else any(o.glob(".troupe/*/")),
+            f"{moment} segments",
+        )
+        time.sleep(delay)
+        killed.kill()
+        kept = journal(output)
+        before = inodes(output, set(kept))
+        again = Command(*arguments(folder, output))
+        seen: set[tuple[int, int]] = set()
+        while again.process.poll() is None:
+            seen |= set(inodes(output, set(kept)).items())
+        ended = again.finish()
+        assert ended.code == 0, ended.errors
+        assert seen <= set(before.items()), f"killed after {moment} segments: finished ones were done again"
+        assert (output / "clip.mp4").read_bytes() == expected, f"killed after {moment} segments and {delay:.2f} s"
+        wait_until(lambda k=killed: not k.living(), "the killed job's processes to end", 30)
