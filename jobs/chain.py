@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -30,12 +30,14 @@ class Piece:
         batch: its frames.
         first: plan index of its first frame.
         ends: True for the last batch of the segment.
+        seconds: what decoding it took.
     """
 
     segment: Segment
     batch: FrameBatch
     first: int
     ends: bool
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +47,7 @@ class Done:
     Attributes:
         piece: the piece, its batch replaced by the chain's result.
         carries: the state after it, one per step; only for a segment's last piece.
-        seconds: work by model name.
+        seconds: work by stage: `decode`, and the models' names.
         retries: calls repeated since the piece before.
     """
 
@@ -101,7 +103,7 @@ class Chain:
         state = list(carries)
         if not self._pinned:
             for piece in pieces:
-                yield self._finish(piece, piece.batch, state, {}, {})
+                yield self._finish(piece, piece.batch, state, {"decode": piece.seconds}, {})
             return
         window = self._window(state)
         waiting: deque[tuple[Piece, dict[str, float], dict[int, Carry]]] = deque()
@@ -109,7 +111,7 @@ class Chain:
             for piece in pieces:
                 if window.full:
                     yield self._pop(window, waiting, state)
-                seconds: dict[str, float] = {}
+                seconds = {"decode": piece.seconds}
                 batch = self._run(self._before, 0, piece.batch, state, seconds)
                 # The state of the lane's first steps runs ahead of the pins by the window: keep the one of this piece.
                 snapshot = {k: state[k] for k in range(len(self._before))} if piece.ends else {}
@@ -145,7 +147,7 @@ class Chain:
         batch = self._run(local, len(self._steps) - len(local), batch, state, seconds)
         carries = tuple(snapshot.get(k, state[k]) for k in range(len(self._steps))) if piece.ends else None
         retries, self._retries = self._retries, 0
-        return Done(Piece(piece.segment, batch, piece.first, piece.ends), carries, seconds, retries)
+        return Done(replace(piece, batch=batch), carries, seconds, retries)
 
     def _run(
         self, steps: Sequence[Step], offset: int, batch: FrameBatch, state: list[Carry], seconds: dict[str, float]

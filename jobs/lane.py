@@ -79,7 +79,7 @@ def run_segments(
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
             sink = _Sink(task, plan, run, work, stack, on_frames)
             sink.write(results)
-            for stage, seconds in {**sink.total, "decode": source.seconds}.items():
+            for stage, seconds in sink.total.items():
                 total[stage] = total.get(stage, 0.0) + seconds
             frames += sum(segment.last - segment.first for segment in part)
     return RunResult(frames, total)
@@ -96,7 +96,6 @@ class _Source:
             for plane in task.companions
         }
         self._frames = batch_frames(plan, task, settings)
-        self.seconds = 0.0
 
     def pieces(self, segments: list[Segment]) -> Iterator[Piece]:
         """The segments' batches in order; a batch never crosses a segment's border."""
@@ -118,8 +117,7 @@ class _Source:
         cut = np.isin(np.arange(first, last), self._plan.cuts)
         planes = {name: _mask(decoder, first, last) for name, decoder in self._masks.items()}
         batch = FrameBatch(rgb, scan.pts[first:last], cut, planes=planes)
-        self.seconds += time.perf_counter() - begun
-        return Piece(segment, batch, first, ends=last == segment.last)
+        return Piece(segment, batch, first, last == segment.last, time.perf_counter() - begun)
 
 
 class _Sink:
@@ -151,8 +149,8 @@ class _Sink:
             self._spend("wait", time.perf_counter() - begun)
             if done is None:
                 return
-            for model, seconds in done.seconds.items():
-                self._spend(model, seconds)
+            for stage, seconds in done.seconds.items():
+                self._spend(stage, seconds)
             self._retries += done.retries
             try:
                 self._write(done)
