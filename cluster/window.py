@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
@@ -126,7 +126,8 @@ class Window:
         """Cancels every stage of every call in flight; queued calls never run."""
         for entry in self._entries:
             for response in entry.responses:
-                with contextlib.suppress(RayActorError, RayServeException):
+                # A call that has failed answers with its error, whatever that was: there is nothing left to cancel.
+                with contextlib.suppress(RayError, RayServeException):
                     response.cancel()
 
     def _send(self, entry: _Entry, states: Sequence[Any]) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cluster.session import Session
 
 SoakCount = Callable[[int, int], int]
 _COUNTS = pytest.StashKey[dict[str, str]]()
@@ -77,3 +81,41 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(SRVGGNetCompact(features=8, convs=2, scale=4).state_dict(), folder / f"{name}.pth")
     torch.save(MattingNetwork("mobilenetv3").state_dict(), folder / "rvm_mobilenetv3.pth")
     return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray(tiny_weights: Path) -> Iterator[Session]:
+    """One local Ray for all tests of a session: two CPUs, a small object store, tiny weights, the test models.
+
+    Serve and the pins that tests deploy stay up until its end; pins of tests have names of their own.
+    """
+    import ray
+
+    from cluster.session import FREE_OBJECTS, Session
+    from tests.models import install
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patch.delenv(name)
+        patch.setenv("TROUPE_WEIGHTS", str(tiny_weights))
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=0,
+            object_store_memory=256 * 2**20,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": install},
+            _system_config=FREE_OBJECTS,
+        )
+        found = ray.cluster_resources()
+        yield Session(
+            joined=False,
+            cpus=found["CPU"],
+            gpus=0,
+            object_store_bytes=int(found["object_store_memory"]),
+            submitted=False,
+        )
+        ray.shutdown()

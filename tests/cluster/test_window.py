@@ -1,0 +1,149 @@
+"""The window: results in order, state exact across pins, lost calls repeated, a model's own errors never."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.frames import FrameBatch
+from actors.model import Step
+from actors.pin import build
+from cluster.config import PinSettings
+from cluster.errors import ClusterError
+from cluster.pins import describe, ensure_pins, handle
+from cluster.window import Stage, Window
+from tests.jobs.command import wait_until
+from tests.models import Trail
+
+FIRST = PinSettings(name="test-first", models=("pinned-trail", "pinned-echo"), call_timeout_s=60)
+SECOND = PinSettings(name="test-second", models=("pinned-trail-too",), call_timeout_s=60)
+
+pytestmark = pytest.mark.usefixtures("pins")
+
+
+@pytest.fixture(scope="module")
+def pins(local_ray: object) -> None:  # noqa: ARG001 - it must be there
+    """Two pins of one replica each."""
+    ensure_pins((FIRST, SECOND), build)
+
+
+def batches(count: int, frames: int = 3) -> list[FrameBatch]:
+    """Noise; pts count frames, the state resets in the middle."""
+    rng = np.random.default_rng(4)
+    rgb = rng.integers(0, 256, (count * frames, 8, 6, 3), np.uint8)
+    pts, cut = np.arange(count * frames), np.arange(count * frames) == count * frames // 2
+    return [
+        FrameBatch(rgb[a : a + frames], pts[a : a + frames], cut[a : a + frames]) for a in range(0, len(pts), frames)
+    ]
+
+
+def reference(source: Sequence[FrameBatch], models: int) -> list[np.ndarray]:
+    """The same chain in this process, the whole clip at once."""
+    whole = FrameBatch(*(np.concatenate([getattr(b, name) for b in source]) for name in ("rgb", "pts", "cut")))
+    for _ in range(models):
+        whole, _ = Trail()(whole, {}, {})
+    return list(whole.rgb)
+
+
+def stage(pin: str, model: str, params: Mapping[str, Any] | None = None, *, stateful: bool = True) -> Stage:
+    steps = [asdict(Step(model, {}, params or {}))]
+    return Stage(pin, lambda source, state: handle(pin).run.remote(steps, source, state), stateful)
+
+
+def window(stages: Sequence[Stage], on_retry: Callable[[str], None], **more: Any) -> Window:
+    settings: dict[str, Any] = {"size": 3, "timeout_s": 60, "retries": 2, **more}
+    return Window(stages, [None] * len(stages), on_retry=on_retry, **settings)
+
+
+def through(calls: Window, source: Sequence[FrameBatch]) -> list[np.ndarray]:
+    """All frames in the order in which the window yields them."""
+    frames: list[np.ndarray] = []
+    for batch in source:
+        if calls.full:
+            frames.extend(calls.pop().batch.rgb)
+        calls.push(batch)
+    while len(calls):
+        frames.extend(calls.pop().batch.rgb)
+    return frames
+
+
+def refuse(reason: str) -> None:
+    raise AssertionError(f"repeated: {reason}")
+
+
+def test_two_stateful_pins_give_the_frames_of_one_process_in_order() -> None:
+    source = batches(12)
+    calls = window([stage("test-first", "pinned-trail"), stage("test-second", "pinned-trail-too")], refuse)
+    np.testing.assert_array_equal(through(calls, source), reference(source, 2))
+    # The states after the last batch, as a segment's end stores them.
+    after = [result.carries[0]["trail"] for result in calls.popped()]
+    np.testing.assert_array_equal(after, [reference(source, 1)[-1], reference(source, 2)[-1]])
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_replica_that_dies_midway_changes_nothing_and_is_reported(dying: int, tmp_path: Path) -> None:
+    source, told = batches(12), list[str]()
+    misbehaviour = {"die_at": 16, "once": str(tmp_path / f"died-{dying}")}
+    stages = [
+        stage("test-first", "pinned-trail", misbehaviour if dying == 0 else None),
+        stage("test-second", "pinned-trail-too", misbehaviour if dying == 1 else None),
+    ]
+    np.testing.assert_array_equal(through(window(stages, told.append), source), reference(source, 2))
+    assert (tmp_path / f"died-{dying}").exists()
+    assert told
+    assert all("test-first or test-second: lost, repeating" in reason for reason in told)
+
+
+def test_error_of_a_model_is_raised_as_itself_and_never_repeated() -> None:
+    calls = window([stage("test-first", "pinned-trail", {"raise_at": 4})], refuse)
+    with pytest.raises(ValueError, match="frame at 4 is not to its taste"):
+        through(calls, batches(3))
+    calls.cancel()
+
+
+def test_error_of_an_earlier_pin_is_the_error_of_the_chain() -> None:
+    calls = window(
+        [stage("test-first", "pinned-trail", {"raise_at": 4}), stage("test-second", "pinned-trail-too")], refuse
+    )
+    with pytest.raises(ValueError, match="frame at 4 is not to its taste"):
+        through(calls, batches(3))
+    calls.cancel()
+
+
+def test_pin_that_dies_again_and_again_is_given_up_by_name() -> None:
+    told = list[str]()
+    calls = window([stage("test-first", "pinned-trail", {"die_at": 0})], told.append, retries=1)
+    with pytest.raises(ClusterError, match="pin test-first: lost, 2 times in a row"):
+        through(calls, batches(1))
+    assert len(told) == 1
+
+
+def test_answer_that_does_not_come_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    misbehaviour = {"sleep_at": 0, "seconds": 3, "once": str(tmp_path / "slept")}
+    calls = window([stage("test-first", "pinned-trail", misbehaviour)], refuse, retries=0, timeout_s=0.5)
+    with pytest.raises(ClusterError, match="pin test-first: no answer in time, 1 times in a row"):
+        through(calls, batches(1))
+
+
+def test_cancelled_calls_that_wait_in_the_pin_never_run(tmp_path: Path) -> None:
+    before = describe("test-first", [], 60)
+    slow = {"sleep_at": 0, "seconds": 1, "once": str(tmp_path / "slept")}
+    calls = window([stage("test-first", "pinned-echo", slow, stateful=False)], refuse, size=3)
+    for batch in batches(3):
+        calls.push(batch)
+    wait_until((tmp_path / "slept").exists, "the first call to run")
+    calls.cancel()
+    after = describe("test-first", [], 60)
+    assert after["pid"] == before["pid"]
+    assert after["calls"] - before["calls"] <= 1
+
+
+def test_stateless_calls_do_not_wait_for_each_other_s_state() -> None:
+    source = batches(4)
+    calls = window([stage("test-first", "pinned-echo", stateful=False)], refuse)
+    np.testing.assert_array_equal(through(calls, source), [255 - frame for b in source for frame in b.rgb])
