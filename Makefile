@@ -61,7 +61,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(STALE)
 	  echo "If a newer one is installed, name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) comes without venv. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): some minutes the first time (with CUDA about 3 GB, with TORCH=cpu 0.6 GB)"
+	@echo "Installing into $(VENV): some minutes the first time; without an NVIDIA GPU, TORCH=cpu saves most of it"
 	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
 	$(INSTALL) --editable .
 	@touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -117,6 +118,9 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
             "include_dashboard": False,
             "_system_config": FREE_OBJECTS,
         }
+        # Ray hands this path to a shell as it is, and would wait for ever for workers of a path with a space.
+        if (quoted := shlex.quote(sys.executable)) != sys.executable:
+            options["runtime_env"] = {"py_executable": quoted}
     try:
         with warnings.catch_warnings(), _without_core_notes():
             warnings.simplefilter("ignore")
