@@ -1,0 +1,208 @@
+"""The lane: any batch size, segment length or interruption gives the frames of one call on the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from actors.catalogue import CARDS
+from actors.frames import FrameBatch
+from actors.model import Model, Setup, Step
+from actors.video.decode import Decoder
+from actors.video.scan import Scan
+from actors.video.yuv import YuvConverter
+from cluster.errors import JobError, MediaError, UsageError
+from jobs.chain import Chain
+from jobs.lane import run_segments
+from jobs.ledger import WorkFolder
+from jobs.plan import Plan, make_plan, plan_video
+from jobs.task import VideoTask
+from tests.jobs.inprocess import config_of, do_segments, task_of
+from tests.media import write_clip
+
+RATE, SECONDS, CUT = 6, 9, 32
+SIZE = 64, 48
+RVM_PARAMS = {"long_side": 48}
+
+
+@dataclass
+class Recording:
+    """A job's last step that keeps what the chain made: RGB and alpha by pts."""
+
+    size: tuple[int, int] = SIZE
+    frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def open(self, scan: Scan) -> Recorder:  # noqa: ARG002
+        return Recorder(self)
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+
+class Recorder:
+    def __init__(self, kept: Recording) -> None:
+        self._kept, self._convert = kept, YuvConverter(*kept.size)
+
+    def compose(self, batch: FrameBatch) -> Iterator[av.VideoFrame]:
+        for i, pts in enumerate(batch.pts.tolist()):
+            assert pts not in self._kept.frames, "a frame came twice"
+            layers = [batch.rgb[i]] if batch.alpha is None else [batch.rgb[i], batch.alpha[i][..., None]]
+            self._kept.frames[pts] = np.concatenate(layers, -1)
+            frame = self._convert.convert(batch.rgb[i])
+            frame.pts = pts
+            yield frame
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lane")
+    return write_clip(folder / "a.mp4", frames=RATE * SECONDS, rate=RATE, width=SIZE[0], height=SIZE[1]).path
+
+
+@pytest.fixture(scope="module")
+def rvm(tiny_weights: Path) -> Iterator[Model]:
+    """RVM, and the same inside the lane."""
+    card = CARDS["rvm-mobilenetv3"]
+    model = card.load(Setup((tiny_weights / "rvm_mobilenetv3.pth",)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more are slower on frames as small as these
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CARDS, card.name, replace(card, resident=False, load=lambda _: model))
+        yield model
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_call(clip: Path, rvm: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[int, NDArray[np.uint8]]:
+    """RVM on the whole clip at once."""
+    task, plan = prepared(clip, tmp_path_factory.mktemp("reference"), ())
+    return whole(plan, rvm, task, RVM_PARAMS)
+
+
+def prepared(clip: Path, output: Path, steps: tuple[Step, ...], segment_seconds: float = 1) -> tuple[VideoTask, Plan]:
+    """A task that records its frames, and its plan with a cut."""
+    task = replace(task_of(clip, output, config_of(segment_seconds=segment_seconds)), steps=steps, finish=Recording())
+    task = replace(task, segment_seconds=segment_seconds)
+    found = plan_video(task).scan
+    found.diff[CUT], found.corr[CUT] = 60, 0.1
+    return task, make_plan(found, segment_seconds, stateful=True)
+
+
+def whole(plan: Plan, model: Model, task: VideoTask, params: Mapping[str, Any]) -> dict[int, NDArray[np.uint8]]:
+    """What one call on the whole clip makes."""
+    with Decoder(plan.scan, task.limits) as decoder:
+        rgb = np.stack(list(decoder.frames(0, len(plan.scan))))
+    batch, _ = model(FrameBatch(rgb, plan.scan.pts, np.arange(len(rgb)) == CUT), {}, params)
+    layers = [batch.rgb] if batch.alpha is None else [batch.rgb, batch.alpha[..., None]]
+    return dict(zip(plan.scan.pts.tolist(), np.concatenate(layers, -1), strict=True))
+
+
+def assert_same(found: Mapping[int, NDArray[np.uint8]], expected: Mapping[int, NDArray[np.uint8]]) -> None:
+    assert list(found) == list(expected), "frames are missing or out of order"
+    for pts, frame in expected.items():
+        np.testing.assert_array_equal(found[pts], frame, err_msg=f"frame at {pts}")
+
+
+@pytest.mark.parametrize("batch_frames", [1, 3, 8])
+@pytest.mark.parametrize("segment_seconds", [1, 3, 8])
+def test_any_batch_and_segment_length_gives_the_frames_of_one_call(
+    clip: Path, one_call: dict[int, NDArray[np.uint8]], tmp_path: Path, batch_frames: int, segment_seconds: float
+) -> None:
+    task, plan = prepared(clip, tmp_path, (Step("rvm-mobilenetv3", {}, RVM_PARAMS),), segment_seconds)
+    assert do_segments(task, plan, config_of(batch_frames=batch_frames)) == len(plan.scan)
+    assert isinstance(task.finish, Recording)
+    assert_same(task.finish.frames, one_call)
+
+
+@pytest.mark.usefixtures("test_models")
+def test_segment_that_is_redone_starts_from_the_stored_state(clip: Path, tmp_path: Path) -> None:
+    task, plan = prepared(clip, tmp_path, (Step("trail"), Step("echo")))
+    do_segments(task, plan)
+    assert isinstance(task.finish, Recording)
+    expected = dict(task.finish.frames)
+    lost = plan.runs[0].segments[2]
+    for path in task.folder.glob(f"{lost.index:05d}.*"):
+        path.unlink()
+    task.finish.frames.clear()
+    assert do_segments(task, plan) == lost.last - lost.first
+    assert_same(task.finish.frames, {pts: expected[pts] for pts in plan.scan.pts[lost.first : lost.last].tolist()})
+
+
+@pytest.mark.usefixtures("test_models")
+def test_state_resets_at_the_cut_and_nowhere_else(clip: Path, tmp_path: Path) -> None:
+    task, plan = prepared(clip, tmp_path, (Step("trail"),), 3)
+    do_segments(task, plan)
+    assert isinstance(task.finish, Recording)
+    trailed = list(task.finish.frames.values())
+    with Decoder(plan.scan, task.limits) as decoder:
+        plain = list(decoder.frames(0, len(plan.scan)))
+    assert [i for i in range(len(plain)) if np.array_equal(trailed[i], plain[i])] == [0, CUT]
+
+
+@pytest.mark.usefixtures("test_models")
+def test_warm_up_frames_are_not_in_the_result(clip: Path, tmp_path: Path) -> None:
+    task, plan = prepared(clip, tmp_path, (Step("trail"),))
+    split = make_plan(plan.scan, 2, stateful=True, warmup=7)
+    assert split.approximate
+    do_segments(task, split, config_of(batch_frames=4))
+    assert isinstance(task.finish, Recording)
+    assert sorted(task.finish.frames) == plan.scan.pts.tolist()
+
+
+@pytest.mark.usefixtures("test_models")
+def test_failed_model_keeps_finished_segments_and_names_the_video(clip: Path, tmp_path: Path) -> None:
+    task, plan = prepared(clip, tmp_path, ())
+    task = replace(task, steps=(Step("trail", {}, {"raise_at": int(plan.scan.pts[20])}),))
+    plan_video(task)
+    with pytest.raises(ValueError, match="not to its taste"):
+        do_segments(task, plan)
+    done = WorkFolder(task.folder).done(plan.runs[0])
+    # Those whose last batch was through before the error: what is being encoded then is not lost with it.
+    assert set(done) <= {0, 1, 2}
+    assert not list(task.folder.glob(".*.part"))
+
+
+def test_source_that_changed_after_the_plan_is_refused_by_segment(clip: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "b.mp4"
+    copy.write_bytes(clip.read_bytes())
+    task, plan = prepared(copy, tmp_path / "out", ())
+    write_clip(copy, frames=RATE * SECONDS, rate=RATE + 1, width=SIZE[0], height=SIZE[1])
+    with pytest.raises((MediaError, JobError), match=r"b\.mp4: .*does not yield the same frames again"):
+        do_segments(task, plan)
+
+
+@pytest.mark.usefixtures("test_models")
+def test_lane_model_between_pins_is_refused() -> None:
+    steps = (Step("pinned-trail"), Step("trail"), Step("pinned-trail-too"))
+    with pytest.raises(UsageError, match="stands between models of pins"):
+        Chain(steps, config_of(), lambda _: None)
+
+
+def test_batches_stay_under_the_configured_size(clip: Path, tmp_path: Path) -> None:
+    task, plan = prepared(clip, tmp_path, ())
+    seen: list[int] = []
+
+    class Watching(Recorder):
+        def compose(self, batch: FrameBatch) -> Iterator[av.VideoFrame]:
+            seen.append(batch.nbytes)
+            return super().compose(batch)
+
+    @dataclass
+    class Watched(Recording):
+        def open(self, scan: Scan) -> Recorder:  # noqa: ARG002
+            return Watching(self)
+
+    large = replace(task, finish=Watched(size=(1024, 768)))
+    run_segments(large, plan, plan.runs[0], config_of(batch_mib=7), on_frames=lambda _: None, on_note=lambda _: None)
+    # Two results of 1024x768 with alpha are 6 MiB.
+    assert max(n // (3 * SIZE[0] * SIZE[1]) for n in seen) == 2

@@ -1,0 +1,213 @@
+"""The ledger: what counts as done is on the disk, whole; everything else is done again; one job at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from actors.model import Step
+from cluster.errors import JobError, UsageError
+from jobs.assemble import assemble, row_of
+from jobs.ledger import ROW, WorkFolder, output_lock, read_row, write_row
+from jobs.plan import Plan, plan_video
+from jobs.task import VideoTask
+from tests.broken import write_damaged
+from tests.jobs.command import ROOT
+from tests.jobs.inprocess import config_of, do_segments, restage, task_of
+from tests.media import Sound, write_clip
+
+pytestmark = pytest.mark.usefixtures("test_models")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> tuple[VideoTask, Plan, WorkFolder]:
+    """A clip of four segments with a stateful model, all of them done."""
+    clip = write_clip(tmp_path / "a.mp4", frames=40, rate=10, width=64, height=48, sounds=(Sound(),))
+    task = replace(task_of(clip.path, tmp_path / "out"), steps=(Step("trail"),))
+    plan = plan_video(task)
+    do_segments(task, plan)
+    folder = WorkFolder(task.folder)
+    assert list(folder.all_done(plan)) == [0, 1, 2, 3]
+    return task, plan, folder
+
+
+Work = tuple[VideoTask, Plan, WorkFolder]
+
+
+def final(task: VideoTask, plan: Plan) -> bytes:
+    assemble(task, plan)
+    return task.output.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["00001.mp4", "00001.npz"])
+@pytest.mark.parametrize("harm", ["missing", "cut off", "another"])
+def test_harmed_segment_or_carry_is_done_again(work: Work, name: str, harm: str) -> None:
+    task, plan, folder = work
+    path = task.folder / name
+    whole = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    elif harm == "cut off":
+        path.write_bytes(whole[:-1])
+    else:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert list(folder.all_done(plan)) == [0, 2, 3]
+    assert do_segments(task, plan) == 10
+    assert sorted(folder.all_done(plan)) == [0, 1, 2, 3]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, -1])
+def test_torn_journal_line_costs_that_segment_alone(work: Work, kept: int) -> None:
+    task, plan, folder = work
+    (journal,) = task.folder.glob("run-*.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]) + lines[-1][:kept])
+    torn = "\n" if kept == -1 else lines[-1][kept:]
+    expected = [0, 1, 2, 3] if torn == "\n" else [0, 1, 2]
+    assert list(folder.all_done(plan)) == expected
+    assert do_segments(task, plan) == 10 * (4 - len(expected))
+    assert sorted(folder.all_done(plan)) == [0, 1, 2, 3]
+
+
+def test_line_after_a_torn_one_counts(work: Work) -> None:
+    task, plan, folder = work
+    (journal,) = task.folder.glob("run-*.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    # What a kill left behind, and what the next start appends to it.
+    journal.write_text("".join(lines[:2]) + lines[2][:30])
+    do_segments(task, plan)
+    assert sorted(folder.all_done(plan)) == [0, 1, 2, 3]
+
+
+def test_journal_of_another_plan_counts_for_nothing(work: Work) -> None:
+    task, plan, folder = work
+    (journal,) = task.folder.glob("run-*.jsonl")
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps({**entry, "frames": entry["frames"] + 1}) + "\n" for entry in entries))
+    assert folder.all_done(plan) == {}
+
+
+def test_interrupted_work_gives_the_file_of_undisturbed_work(work: Work, tmp_path: Path) -> None:
+    task, plan, _ = work
+    expected = final(task, plan)
+    again = replace(task, root=tmp_path / "again" / ".troupe", output=tmp_path / "again" / "a.mp4")
+    do_segments(again, plan_video(again))
+    for path in again.folder.glob("00002.*"):
+        path.unlink()
+    do_segments(again, plan_video(again))
+    assert final(again, plan_video(again)) == expected
+
+
+def test_partial_files_are_removed_and_finished_ones_kept(work: Work) -> None:
+    task, plan, folder = work
+    left = task.folder / ".00007.mp4.4711-deadbeef.part"
+    left.write_bytes(b"half")
+    folder.remove_partials()
+    assert not left.exists()
+    assert len(folder.all_done(plan)) == 4
+
+
+def test_assembled_video_keeps_no_segments(work: Work) -> None:
+    task, plan, _ = work
+    assemble(task, plan)
+    assert task.output.is_file()
+    assert not [path.name for path in task.folder.iterdir() if path.suffix in (".mp4", ".jsonl") or path.stem.isdigit()]
+
+
+def test_missing_segment_is_no_result(work: Work) -> None:
+    task, plan, _ = work
+    (task.folder / "00003.mp4").unlink()
+    with pytest.raises((JobError, OSError)):
+        assemble(task, plan)
+    assert not task.output.exists()
+
+
+def test_row_holds_input_output_settings_weights_and_cost(work: Work) -> None:
+    task, plan, _ = work
+    task = replace(task, weights={"net": "ab" * 32})
+    plan_video(task)
+    do_segments(task, plan_video(task))
+    row = assemble(task, plan)
+    (path,) = (task.root / "ledger").glob("*.parquet")
+    table = pq.read_table(path)
+    assert table.schema.equals(ROW)
+    assert table.to_pylist() == [row] == [read_row(task.root, task.fingerprint)]
+    assert (row["status"], row["error"], row["frames"], row["segments"], row["retries"]) == ("done", "", 40, 4, 0)
+    assert (row["input"], row["output"]) == (str(task.source), str(task.output))
+    assert json.loads(row["weights"]) == {"net": "ab" * 32}
+    assert json.loads(row["settings"])["upscale"] == "lanczos"
+    assert {"trail", "encode", "compose", "join", "verify"} <= json.loads(row["seconds"]).keys()
+    assert row["output_bytes"] == task.output.stat().st_size
+
+
+def test_failed_video_has_a_row_with_its_error(work: Work) -> None:
+    task, _, _ = work
+    write_row(task.root, row_of(task, status="failed", error="a.mp4: no"))
+    row = read_row(task.root, task.fingerprint)
+    assert row is not None
+    assert (row["status"], row["error"]) == ("failed", "a.mp4: no")
+
+
+def test_damaged_row_is_an_error_that_says_what_to_do(work: Work) -> None:
+    task, _, _ = work
+    write_row(task.root, row_of(task, status="done"))
+    (path,) = (task.root / "ledger").glob("*.parquet")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(JobError, match="is damaged: .*; remove it"):
+        read_row(task.root, task.fingerprint)
+
+
+def test_second_job_in_the_same_output_folder_is_refused(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from jobs.ledger import output_lock\n"
+    script += "with output_lock(Path(sys.argv[1])): print('held')"
+    command = [sys.executable, "-c", script, str(tmp_path / ".troupe")]
+    with output_lock(tmp_path / ".troupe"):
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        with pytest.raises(UsageError, match="another job is writing here"), output_lock(tmp_path / ".troupe"):
+            pass
+    assert "another job is writing here" in second.stderr
+    after = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert after.stdout == "held\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source_hash": "0" * 64},
+        {"steps": (Step("trail", {}, {"long_side": 512}),)},
+        {"weights": {"net": "1"}},
+        {"code": "other"},
+        {"segment_seconds": 2},
+        {"warmup_frames": 4},
+        {"allow_damaged": True},
+        {"companions": {"mask": (Path("m.mp4"), "2")}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_changes_the_pixels_changes_the_fingerprint(work: Work, change: dict[str, object]) -> None:
+    task, _, _ = work
+    assert replace(task, **change).fingerprint != task.fingerprint  # type: ignore[arg-type]
+
+
+def test_encoder_and_size_change_the_fingerprint_and_the_place_does_not(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=3, width=64, height=48)
+    plain = task_of(clip.path, tmp_path / "out")
+    assert task_of(clip.path, tmp_path / "elsewhere").fingerprint == plain.fingerprint
+    changed = [task_of(clip.path, tmp_path / "out", target="2")]
+    for change in ({"crf": 30}, {"preset": "medium"}, {"threads": 3}, {"gop_seconds": 1}):
+        changed.append(replace(plain, encoder=replace(plain.encoder, **change)))
+    assert len({task.fingerprint for task in [plain, *changed]}) == 6
+
+
+def test_allowed_damage_is_counted_in_the_row(tmp_path: Path) -> None:
+    write_damaged(tmp_path / "a.mp4")
+    _, row = restage(tmp_path / "a.mp4", tmp_path / "out", config_of(), allow_damaged=True)
+    assert row["damaged"] > 0
+    assert any("damaged frames" in notice for notice in row["notices"])
