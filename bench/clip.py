@@ -129,8 +129,8 @@ def _taken(source: Path, size: tuple[int, int]) -> Iterator[RGB]:
     width, height = size
     with open_media(source, Limits()) as container:
         for frame in container.decode(video=0):
-            rgb = crop_to_cover(frame.to_ndarray(format="rgb24"), width, height)
-            yield cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+            rgb: Any = frame.to_ndarray(format="rgb24")
+            yield cv2.resize(crop_to_cover(rgb, width, height), size, interpolation=cv2.INTER_AREA)
 
 
 def _pictures(stream: Any, pictures: Iterator[RGB], size: tuple[int, int]) -> list[_Stored]:
