@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[1]
 _ADDRESS = "address "
 _END_SECONDS = 30
+#: In the order that a video goes through them.
+_STAGES = ("planning", "waiting", "running", "assembling", "done")
 #: How often the board is asked: exact enough for runs of seconds, and no load.
 _POLL_SECONDS = 0.1
 
@@ -52,7 +54,7 @@ class Timeline:
 
     Attributes:
         begun, ended: of the whole, from the first look at the input to the ledger row.
-        stages: when the video was first seen in each stage (`planning`, `waiting`, `running`, `assembling`, `done`).
+        stages: when the video was first seen in each stage of `_STAGES`.
         frames: how many were done at a time, whenever that changed.
         seconds: work by stage as the ledger has it; `wait` is the encoder's wait for the chain.
         cpu: CPU seconds by process while the lane ran.
@@ -75,17 +77,17 @@ class Timeline:
     @property
     def planning(self) -> float:
         """The decode that the plan rests on."""
-        return self.stages["waiting"] - self.stages["planning"]
+        return self._since("waiting") - self._since("planning")
 
     @property
     def lane(self) -> float:
         """From the lane's start to its last segment."""
-        return self.stages["assembling"] - self.stages["running"]
+        return self._since("assembling") - self._since("running")
 
     @property
     def assembly(self) -> float:
         """Join, sound, verification."""
-        return self.ended - self.stages["assembling"]
+        return self.ended - self._since("assembling")
 
     @property
     def work(self) -> float:
@@ -101,7 +103,11 @@ class Timeline:
     def steady_fps(self) -> float:
         """Frames a second from the first batch that was encoded to the end of the lane, its encoder flushed."""
         first, done = self.frames[0]
-        return (self.count - done) / (self.stages["assembling"] - first)
+        return (self.count - done) / (self._since("assembling") - first)
+
+    def _since(self, stage: str) -> float:
+        """When a stage, or one after it, was first seen: short ones come and go between two looks."""
+        return min(self.stages[later] for later in _STAGES[_STAGES.index(stage) :] if later in self.stages)
 
 
 class Probe(Display):
@@ -188,8 +194,8 @@ def staying_ray(weights: Path) -> Iterator[int]:
         address = next((line for line in host.stdout if line.startswith(_ADDRESS)), "")
         if not address:
             raise RuntimeError("Ray did not start")
-        use_token(os.environ)
         os.environ |= {"RAY_ADDRESS": address.removeprefix(_ADDRESS).strip(), "TROUPE_WEIGHTS": str(weights)}
+        use_token(os.environ)
         yield host.pid
     finally:
         for name, value in before.items():
