@@ -107,6 +107,11 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
             assert anchor in anchors, f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_no_folder_of_the_machine_they_were_written_on(document: Path) -> None:
+    assert re.findall(r"(?<![\w.~])/(?:home|root|work|Users)/\S*", document.read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize(("section", "model"), SECTIONS.items(), ids=SECTIONS)
 def test_documented_keys_are_those_of_the_configuration(section: str, model: type[BaseModel]) -> None:
     assert set(tables(section)) == set(model.model_fields)
