@@ -11,11 +11,12 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from actors.video.own import create_mp4
-from actors.video.yuv import YuvConverter, tag_709
+from actors.video.yuv import MATRIX_BT709, YuvConverter, tag_709
 from cli.demo.canvas import Canvas
 from cli.demo.dancer import BEATS, BEATS_PER_SECOND, draw
 from cluster.files import written_whole
@@ -37,6 +38,9 @@ def write_clip(target: Path, *, frames: int = FRAMES) -> None:
         assert isinstance(video, VideoStream)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         video.time_base = video.codec_context.time_base = Fraction(1, RATE)
+        context = video.codec_context
+        context.colorspace, context.color_range = MATRIX_BT709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         sound = out.add_stream("aac", rate=_SAMPLES, layout="stereo")
         convert = YuvConverter(WIDTH, HEIGHT)
         packets: list[av.Packet[Any]] = []

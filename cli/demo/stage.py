@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,14 +30,15 @@ def write_stage(target: Path, *, frames: int = FRAMES) -> None:
     convert = YuvConverter(WIDTH, HEIGHT)
     settings = EncoderSettings(crf=18, preset="veryfast")
     with SegmentWriter(target, WIDTH, HEIGHT, Fraction(RATE), Fraction(1, RATE), settings) as writer:
-        for index, rgb in enumerate(_pictures(frames)):
+        for index, rgb in enumerate(pictures(range(frames))):
             writer.write(convert.convert(rgb), index)
 
 
-def _pictures(frames: int) -> Iterator[NDArray[np.uint8]]:
+def pictures(indices: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+    """These frames of the loop, uint8 [H,W,3]."""
     wall, floor, tiles = _wall(), _floor_light(), _tiles()
     dither = np.random.default_rng(1).uniform(-0.5, 0.5, (HEIGHT, WIDTH, 1)).astype(np.float32)
-    for index in range(frames):
+    for index in indices:
         phase = 2 * np.pi * index / FRAMES
         soft = cv2.resize(_beams(phase) + _discs(phase), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         picture = wall + soft + floor * _colours(phase)[tiles]
