@@ -25,6 +25,7 @@ from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from cluster.config import PinSettings
+from cluster.errors import UsageError
 from cluster.identity import code_hash
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
@@ -136,6 +137,12 @@ class Pin:
         if key in self._models:
             self._models.move_to_end(key)
             return self._models[key][0]
+        if step.model not in self._settings.models:
+            raise UsageError(
+                f"pin {self._settings.name}",
+                f"does not host {step.model}",
+                remedy="add it to the pin's `models` and deploy it again",
+            )
         entry = card(step.model)
         weights = tuple(self._store.find(name) for name in entry.weights)
         while len(self._models) >= self._settings.resident:

@@ -103,8 +103,12 @@ class WorkFolder:
 
     def record(self, run: Run, done: DoneSegment) -> None:
         """Appends a journal line and waits until it is on disk."""
-        line = json.dumps({name: getattr(done, name) for name in DoneSegment.__slots__}) + "\n"
-        with self._journal_path(run).open("a", encoding="utf-8") as journal:
+        line = json.dumps({name: getattr(done, name) for name in DoneSegment.__slots__}).encode() + b"\n"
+        with self._journal_path(run).open("a+b") as journal:
+            # A kill may have torn the last line; what is appended to it would be lost with it.
+            if journal.tell():
+                journal.seek(-1, os.SEEK_END)
+                line = line if journal.read(1) == b"\n" else b"\n" + line
             journal.write(line)
             journal.flush()
             os.fsync(journal.fileno())
@@ -136,8 +140,9 @@ class WorkFolder:
             partial.unlink(missing_ok=True)
 
     def remove_segments(self) -> None:
-        """Removes segments, carries and journals of a video that is assembled, or to be redone from the start."""
-        for pattern in ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", "source*"):
+        """Removes segments, carries, journals and what they were assembled in, of a video that is assembled or is to be
+        redone from the start. The plan stays, and with it the copy of a transport stream that it was made of."""
+        for pattern in ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", "sound.mp4", "joined.mp4"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
