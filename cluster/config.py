@@ -121,12 +121,17 @@ class LimitSettings(_Frozen):
     memory_gib: float = Field(default=4, gt=0)
 
 
+#: What stands behind the person when nobody chose: the green that editors key out again.
+SCREEN_GREEN = "#00b140"
+
+
 class Preset(_Frozen):
     """A named set of choices for `restage`; every one can be overridden on the command line."""
 
     upscale: str
     target: str
     matte: str
+    background: str = SCREEN_GREEN
     crf: int = Field(ge=0, le=51)
     x264: str
 

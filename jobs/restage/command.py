@@ -163,6 +163,8 @@ def restage(
             max_input=max_input,
             long_side=long_side,
         )
+        if background is None and settings.background is not None:
+            display.note(f"no --background: the preset's, {settings.background}")
         _require_absolute(paths, output, library, background)
         code = _restage(paths, output.absolute(), library.absolute(), settings, settings_of, options, display)
     except TroupeError as error:

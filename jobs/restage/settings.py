@@ -73,6 +73,8 @@ def resolve(config: Config, preset: str, **chosen: Any) -> RestageSettings:
         **{name: value for name, value in chosen.items() if value is not None},
         "preset": preset,
     }
+    if fields["matte"] == MATTE_NONE and chosen.get("background") is None:
+        fields["background"] = None
     settings = RestageSettings.model_validate(fields)
     _check_model("upscale", settings.upscale, (LANCZOS,))
     _check_model("matte", settings.matte, (MATTE_AUTO, MATTE_NONE))
@@ -80,12 +82,6 @@ def resolve(config: Config, preset: str, **chosen: Any) -> RestageSettings:
     if settings.matte == MATTE_NONE and settings.background is not None:
         raise UsageError(
             "--matte none", "cuts nobody out, so the background would never show", remedy="leave --background away"
-        )
-    if settings.matte != MATTE_NONE and settings.background is None:
-        raise UsageError(
-            f"--matte {settings.matte}",
-            "needs a background to set the person before",
-            remedy="give --background a colour ('#20405f'), a file or a category, or choose --matte none",
         )
     denoising = settings.upscale == "realesr-general-x4v3"
     if settings.denoise is not None and not denoising:
