@@ -5,16 +5,13 @@ Medians are over rounds; ratios are taken within a round, so that a busy neighbo
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from av import VideoFrame
 
 from actors.frames import FrameBatch
@@ -22,14 +19,15 @@ from actors.video.background import open_background
 from actors.video.decode import Decoder
 from actors.video.limits import Limits
 from actors.video.scan import scan
-from bench.clip import RATE, drawn, write_backdrop, write_clip
+from bench.clip import RATE
 from bench.graph import run_graph
-from bench.job import Job, Timeline, staying_ray
+from bench.job import Job, Timeline
 from bench.memory import measure_job
-from bench.models import HEAVY, HEAVY_SECONDS, MATTE, TARGET, Bare, Case, write_weights
+from bench.models import MATTE, Bare, Case
 from bench.recipe import Recipe
+from bench.setup import WARM_FRAMES, Bench
 from bench.written import folder_bytes
-from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from cluster.config import BatchSettings, Config, TroupeSettings
 from cluster.errors import UsageError
 from cluster.weights import WeightsStore
 from jobs.restage.settings import resolve
@@ -38,121 +36,21 @@ from jobs.task import VideoTask
 Row = dict[str, Any]
 
 SIZE_480P = (640, 480)
-#: What a warm-up job takes: enough to load every model and to start a lane once.
-_WARM_FRAMES = 8
-#: The seeds' last encode, used for every encode on both sides.
-_CRF, _PRESET = 18, "fast"
-LAYOUTS = ("each", "one")
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What all parts share.
-
-    Attributes:
-        folder: for clips, weights, results.
-        frames: of the heavy clip; light ones take `light_frames`, draft ones `draft_frames`.
-        rounds: repetitions of every comparison.
-        layouts: `each` model in a pin of its own, each with a thread a core (as shipped), or both in `one`. Part (a)
-            measures all that are given, (b) the first.
-        source: a video instead of the drawn clip.
-        heavy: networks of (a) and (b); None for the first of `HEAVY` that takes a second a frame here.
-        say: tells what is going on.
-    """
-
-    folder: Path
-    frames: int
-    rounds: int
-    layouts: tuple[str, ...]
-    source: Path | None
-    heavy: Case | None
-    say: Callable[[str], None]
-
-    @property
-    def threads(self) -> int:
-        """Torch's threads, in one process or in a pin: one a core."""
-        return len(os.sched_getaffinity(0))
-
-    @property
-    def device(self) -> str:
-        """Where networks run; pins choose by what Ray sees, which is the same."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def clip(self, frames: int, size: tuple[int, int]) -> Path:
-        """A clip of that many frames, written once."""
-        path = self.folder / f"clip-{frames}-{size[0]}x{size[1]}.mp4"
-        if not path.is_file():
-            write_clip(path, frames, size, self.source)
-        return path
-
-    def backdrop(self, size: tuple[int, int]) -> Path:
-        """The background."""
-        return write_backdrop(self.folder / "backdrop.png", size)
-
-    def chosen_heavy(self) -> Case:
-        """The heavy networks."""
-        if self.heavy is not None:
-            return self.heavy
-        for case in HEAVY:
-            seconds = self._frame_seconds(case)
-            self.say(f"{case.label}: {seconds:.2f} s a frame")
-            if seconds >= HEAVY_SECONDS:
-                break
-        return case
-
-    def _frame_seconds(self, case: Case) -> float:
-        picture = next(drawn(case.size))
-        task = self.job(case, self.clip(_WARM_FRAMES, case.size), "each").task("look")
-        store = write_weights(self.weights(case), case, picture)
-        bare = Bare(task.steps, store, self.device, self.threads)
-        batch = FrameBatch(picture[None], np.zeros(1, np.int64), np.zeros(1, np.bool_))
-        bare.seconds([batch])
-        return sum(bare.seconds([batch]).values())
-
-    def weights(self, case: Case) -> Path:
-        """Folder of the case's checkpoints."""
-        return self.folder / f"weights-{case.name}-{case.upscale}"
-
-    def job(self, case: Case, clip: Path, layout: str) -> Job:
-        """The case as a job; its weights are written when they are not there."""
-        weights = self.weights(case)
-        if not weights.is_dir():
-            write_weights(weights, case, next(drawn(case.size)))
-        pins = (
-            (PinSettings(name="models", models=(case.upscale, MATTE), num_gpus=0.8),)
-            if layout == "one"
-            else (PinSettings(name="upscale", models=(case.upscale,)), PinSettings(name="matte", models=(MATTE,)))
-        )
-        config = Config(pins=pins, troupe=TroupeSettings(batch=BatchSettings(lanes=1)))
-        settings = resolve(
-            config,
-            "balanced",
-            upscale=case.upscale,
-            target=TARGET,
-            matte=MATTE,
-            background=str(self.backdrop((960, 720))),
-            crf=_CRF,
-            x264=_PRESET,
-            max_input=case.max_input,
-            long_side=case.long_side,
-        )
-        return Job(clip, self.folder / "jobs" / f"{case.name}-{layout}", settings, config, weights)
-
-
-def against_networks(bench: Bench, case: Case) -> Iterable[Row]:
-    """(a), a row per layout of pins."""
+def against_networks(bench: Bench, case: Case, ray: int) -> Iterable[Row]:
+    """(a), a row per layout of pins; `ray` is the process of the Ray that jobs join."""
     clip = bench.clip(bench.frames, case.size)
     for layout in bench.layouts:
         job = bench.job(case, clip, layout)
-        with staying_ray(job.weights) as ray:
-            first, _ = _warm(bench, case, layout, ray)
-            bare = _bare(bench, job.task("bare"), job)
-            batches = _batches(clip, job)
-            alone, jobs = [], []
-            for number in range(bench.rounds):
-                alone.append(sum(bare.seconds(batches).values()))
-                jobs.append(job.run(f"networks-{number}", ray)[0])
-                bench.say(f"(a) {layout}: networks {alone[-1]:.1f} s, job {jobs[-1].work:.1f} s")
+        first, _ = _warm(bench, case, layout, ray)
+        bare = _bare(bench, job.task("bare"), job)
+        batches = _batches(clip, job)
+        alone, jobs = [], []
+        for number in range(bench.rounds):
+            alone.append(sum(bare.seconds(batches).values()))
+            jobs.append(job.run(f"networks-{number}", ray)[0])
+            bench.say(f"(a) {layout}: networks {alone[-1]:.1f} s, job {jobs[-1].work:.1f} s")
         frames = jobs[0].count
         yield {
             "part": "a",
@@ -169,23 +67,22 @@ def against_networks(bench: Bench, case: Case) -> Iterable[Row]:
         }
 
 
-def against_recipe(bench: Bench, case: Case) -> Iterable[Row]:
+def against_recipe(bench: Bench, case: Case, ray: int) -> Iterable[Row]:
     """(b), one row."""
     clip = bench.clip(bench.frames if case.name == "heavy" else light_frames(bench), case.size)
     layout = bench.layouts[0]
     job = bench.job(case, clip, layout)
     task = job.task("recipe")
-    with staying_ray(job.weights) as ray:
-        _warm(bench, case, layout, ray)
-        bare = _bare(bench, task, job)
-        bare.seconds(_batches(bench.clip(_WARM_FRAMES, case.size), job))
-        jobs, steps, recipe_bytes = [], [], []
-        for number in range(bench.rounds):
-            jobs.append(job.run(f"recipe-{number}", ray)[0])
-            recipe = _recipe(bench, job, task, bare, clip, number)
-            steps.append(recipe.run())
-            recipe_bytes.append(folder_bytes(recipe.folder))
-            bench.say(f"(b) {case.name}: job {jobs[-1].work:.1f} s, recipe {sum(steps[-1].values()):.1f} s")
+    _warm(bench, case, layout, ray)
+    bare = _bare(bench, task, job)
+    bare.seconds(_batches(bench.clip(WARM_FRAMES, case.size), job))
+    jobs, steps, recipe_bytes = [], [], []
+    for number in range(bench.rounds):
+        jobs.append(job.run(f"recipe-{number}", ray)[0])
+        recipe = _recipe(bench, job, task, bare, clip, number)
+        steps.append(recipe.run())
+        recipe_bytes.append(folder_bytes(recipe.folder))
+        bench.say(f"(b) {case.name}: job {jobs[-1].work:.1f} s, recipe {sum(steps[-1].values()):.1f} s")
     totals = [sum(step.values()) for step in steps]
     written = [timeline.written for timeline in jobs]
     yield {
@@ -211,7 +108,7 @@ def against_recipe(bench: Bench, case: Case) -> Iterable[Row]:
     }
 
 
-def against_graph(bench: Bench) -> Iterable[Row]:
+def against_graph(bench: Bench, ray: int) -> Iterable[Row]:
     """(c), one row."""
     clip = bench.clip(draft_frames(bench), SIZE_480P)
     config = Config(troupe=TroupeSettings(batch=BatchSettings(lanes=1)))
@@ -221,25 +118,24 @@ def against_graph(bench: Bench) -> Iterable[Row]:
         bench.folder / "jobs" / "draft",
         resolve(config, "draft", background=str(backdrop)),
         config,
-        bench.folder / "no-weights",
+        bench.weights,
     )
     task = job.task("graph")
     background = _background(backdrop, task.finish.size)
-    with staying_ray(job.weights) as ray:
-        jobs, graphs = [], []
-        for number in range(bench.rounds):
-            timeline, _ = job.run(f"graph-{number}", ray)
-            pace = run_graph(
-                clip,
-                bench.folder / "graph.mp4",
-                background=background,
-                encoder=task.encoder,
-                decode_threads=task.limits.decode_threads,
-                lead=timeline.frames[0][1],
-            )
-            jobs.append(timeline)
-            graphs.append(pace)
-            bench.say(f"(c) job {timeline.steady_fps:.1f} fps, graph {pace.steady_fps:.1f} fps")
+    jobs, graphs = [], []
+    for number in range(bench.rounds):
+        timeline, _ = job.run(f"graph-{number}", ray)
+        pace = run_graph(
+            clip,
+            bench.folder / "graph.mp4",
+            background=background,
+            encoder=task.encoder,
+            decode_threads=task.limits.decode_threads,
+            lead=timeline.frames[0][1],
+        )
+        jobs.append(timeline)
+        graphs.append(pace)
+        bench.say(f"(c) job {timeline.steady_fps:.1f} fps, graph {pace.steady_fps:.1f} fps")
     yield {
         "part": "c",
         "networks": "none (preset draft)",
@@ -299,7 +195,7 @@ def draft_frames(bench: Bench) -> int:
 
 def _warm(bench: Bench, case: Case, layout: str, ray: int) -> tuple[Timeline, Path]:
     """A short job that starts the pins and has them load their models."""
-    return bench.job(case, bench.clip(_WARM_FRAMES, case.size), layout).run("warm-up", ray)
+    return bench.job(case, bench.clip(WARM_FRAMES, case.size), layout).run("warm-up", ray)
 
 
 def _bare(bench: Bench, task: VideoTask, job: Job) -> Bare:

@@ -58,7 +58,7 @@ class Case:
 
 
 #: Networks of at most 50 ms a frame on one core each, as a GPU has the real ones.
-LIGHT = Case("light", "realesr-animevideov3", (640, 480), max_input=180, long_side=96, tiny=True)
+LIGHT = Case("light", "realesr-general-x4v3", (640, 480), max_input=180, long_side=96, tiny=True)
 #: In order of work; the first that takes a second a frame here is measured.
 HEAVY = (
     Case("heavy", "realesr-animevideov3", (320, 240)),
@@ -70,7 +70,7 @@ HEAVY_SECONDS = 1.0
 
 
 def write_weights(folder: Path, case: Case, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> WeightsStore:
-    """Writes the case's checkpoints under their registered file names; they are found as unofficial ones.
+    """Writes those of the case's checkpoints that are not there, under their registered names, as unofficial files.
 
     Args:
         picture: [H,W,3], what the last layers are scaled by.
@@ -88,7 +88,9 @@ def write_weights(folder: Path, case: Case, picture: np.ndarray[Any, np.dtype[np
         _calm_matting(matting.eval(), x)
     for name, network in ((case.upscale, upscaler), (MATTE, matting)):
         for weight in card(name).weights:
-            torch.save({"params": network.state_dict()}, folder / store.registry[weight].file)
+            path = folder / store.registry[weight].file
+            if not path.exists():  # running pins know the matting network of the case before
+                torch.save({"params": network.state_dict()}, path)
     return store
 
 

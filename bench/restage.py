@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 
-from bench.compare import LAYOUTS, Bench, Row, against_graph, against_networks, against_recipe, memory_over_length
+from bench.compare import Row, against_graph, against_networks, against_recipe, memory_over_length
+from bench.job import staying_ray
 from bench.models import LIGHT, Case
 from bench.networks import UPSCALE, parse_size
+from bench.setup import LAYOUTS, Bench
 
 PARTS = {
     "a": "job against bare networks (warm pins, frames a second)",
@@ -39,14 +41,19 @@ PARTS = {
 
 def measure(bench: Bench, parts: Sequence[str], seconds: float, settle: float) -> Iterator[Row]:
     """The rows of these parts, as they are made."""
-    heavy = bench.chosen_heavy() if {"a", "b"} & set(parts) else None
-    if "a" in parts and heavy is not None:
-        yield from against_networks(bench, heavy)
-    if "b" in parts and heavy is not None:
-        yield from against_recipe(bench, heavy)
-        yield from against_recipe(bench, LIGHT)
-    if "c" in parts:
-        yield from against_graph(bench)
+    with ExitStack() as stack:
+        if {"a", "b", "c"} & set(parts):
+            ray = stack.enter_context(staying_ray(bench.weights))
+        if {"a", "b"} & set(parts):
+            heavy = bench.chosen_heavy()
+            if "a" in parts:
+                yield from against_networks(bench, heavy, ray)
+            if "b" in parts:
+                yield from against_recipe(bench, heavy, ray)
+                bench.write_weights(LIGHT)
+                yield from against_recipe(bench, LIGHT, ray)
+        if "c" in parts:
+            yield from against_graph(bench, ray)
     if "d" in parts:
         yield from memory_over_length(bench, seconds, settle)
 
@@ -61,7 +68,6 @@ def machine() -> dict[str, str | int | float]:
     return {
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
         "ray": version("ray"),
@@ -113,14 +119,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120, help="of the shorter clip of part d (120)")
     parser.add_argument("--settle", type=float, default=30, help="part d samples so long after the first frame (30)")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed (3)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help=f"torch's, in a process ({cores}, one a core)")
     parser.add_argument("--pins", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="layouts; part b takes the first")
     parser.add_argument("--heavy", type=_case, help="UPSCALER@WIDTHxHEIGHT instead of the first of a second a frame")
     parser.add_argument("--clip", type=Path, help="a video to take frames from; parts c and d need a green screen")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     parser.add_argument("--keep", action="store_true", help="leave clips and results, and say where")
     args = parser.parse_args(argv)
-    if args.frames < 1 or args.rounds < 1 or args.seconds <= 0 or args.settle < 0:
-        parser.error("--frames, --rounds and --seconds must be positive, --settle not negative")
+    if min(args.frames, args.rounds, args.threads) < 1 or args.seconds <= 0 or args.settle < 0:
+        parser.error("--frames, --rounds, --threads and --seconds must be positive, --settle not negative")
     if args.clip is not None and not args.clip.is_file():
         parser.error(f"--clip: {args.clip} is not a file")
     return args
@@ -129,14 +137,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, then prints the table or the JSON; what is going on is told on standard error."""
     args = arguments(argv)
-    facts = machine()
+    facts = {**machine(), "torch_threads": args.threads}
     with ExitStack() as stack:
         if args.keep:
             folder = tempfile.mkdtemp(prefix="troupe-bench-")
             _say(f"everything is kept in {folder}")
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-bench-"))
-        bench = Bench(Path(folder), args.frames, args.rounds, tuple(args.pins), args.clip, args.heavy, _say)
+        bench = Bench(
+            Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, args.heavy, _say
+        )
         rows = list(measure(bench, args.part, args.seconds, args.settle))
     if args.json:
         print(json.dumps({"machine": facts, "rows": rows}, indent=2))
