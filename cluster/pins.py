@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from cluster.causes import cause_of
 from cluster.config import PinSettings
 from cluster.errors import ClusterError
 
@@ -71,6 +73,9 @@ def describe(pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float) -> 
     """
     try:
         answer: dict[str, Any] = handle(pin).describe.remote(steps).result(timeout_s=timeout_s)
+    except RayTaskError as error:
+        # First, because a TimeoutError of the pin's own arrives as both.
+        raise cause_of(error) from error
     except TimeoutError as error:
         raise ClusterError(
             f"pin {pin}", f"did not answer within {timeout_s:.0f} s", remedy="see `serve status` and the pin's log"

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -135,15 +135,27 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         ) from error
     try:
         resources = ray.cluster_resources()
-        yield Session(
-            joined=joined,
-            cpus=float(resources.get("CPU", 0)),
-            gpus=float(resources.get("GPU", 0)),
-            object_store_bytes=int(resources.get("object_store_memory", 0)),
-            submitted=submitted,
-        )
+        with messages_on_stderr():
+            yield Session(
+                joined=joined,
+                cpus=float(resources.get("CPU", 0)),
+                gpus=float(resources.get("GPU", 0)),
+                object_store_bytes=int(resources.get("object_store_memory", 0)),
+                submitted=submitted,
+            )
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Moves what Ray prints by itself (a worker that died, a busy node) to standard error.
+
+    A driver prints such messages on standard output whatever `log_to_driver` says, between the lines of `--json`.
+    Who has results to write keeps the stream that it found before.
+    """
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _check_answers(address: str) -> None:

@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
+from cluster.causes import cause_of
 from cluster.errors import ClusterError
 
 #: `(source, state) -> response`; source and state are values or earlier responses.
@@ -109,7 +110,7 @@ class Window:
                 result = entry.responses[-1].result(timeout_s=self._timeout_s)
             except RayTaskError as error:
                 # First, because a model's TimeoutError arrives as both.
-                raise error.as_instanceof_cause() from None
+                raise cause_of(error) from error
             except (RayActorError, BackPressureError, RayServeException, TimeoutError) as error:
                 self._repeat(error, attempt)
                 continue

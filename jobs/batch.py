@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
-from cluster.errors import TroupeError
+from cluster.errors import JobError, TroupeError
 from jobs.assemble import assemble, row_of
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, write_row
@@ -86,7 +86,11 @@ class Batch:
                 self._pass(tasks, [index], 1)
         for index in range(len(tasks)):
             if index not in self._ended:
-                self._fail(index, tasks[index], "its lane died again and again; see the Ray log for the reason")
+                reason = "the lanes that worked on it died, again and again"
+                error = JobError(
+                    tasks[index].source.name, reason, remedy="see Ray's log (/tmp/ray/session_latest/logs)"
+                )
+                self._fail(index, tasks[index], str(error))
         self._finished.put(None)
         assembler.join()
 
@@ -160,7 +164,10 @@ class Batch:
     def _end(self, task: VideoTask, status: Literal["done", "failed"], error: str, row: Row | None = None) -> None:
         if row is None:
             row = row_of(task, status=status, error=error)
-            write_row(task.root, row)
+            try:
+                write_row(task.root, row)
+            except OSError as problem:
+                log.warning("%s: its ledger row cannot be written: %s", task.source.name, problem)
         self._reporter.put(task.fingerprint, stage=status)
         with self._lock:
             self._on_outcome(Outcome(task, status, error, row))
@@ -226,7 +233,8 @@ def _assemble_planned(task: VideoTask) -> Row:
 
 def _configure_data() -> None:
     """Ray Data's settings for rows that are whole runs; they count for datasets made afterwards."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Lost rows are errors to Ray and expected here: we say ourselves which video they belong to.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # Every row a block: a lane takes one run at a time, and its answer does not wait for others.

@@ -36,7 +36,9 @@ class Display:
     def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
         self.mode = mode
         self.failures: list[str] = []
-        self._console = Console(stderr=mode == "json", highlight=False, soft_wrap=True)
+        # This very stream: while Ray runs, `sys.stdout` is another (`cluster.session.messages_on_stderr`).
+        self._out = sys.stdout
+        self._console = Console(file=sys.stderr if mode == "json" else self._out, highlight=False, soft_wrap=True)
 
     @classmethod
     def choose(cls, *, as_json: bool) -> Display:
@@ -46,7 +48,7 @@ class Display:
     def emit(self, event: str, **values: Any) -> None:
         """One JSON object on standard output, in `json` mode only."""
         if self.mode == "json":
-            print(json.dumps({"event": event, **values}, default=str), flush=True)
+            print(json.dumps({"event": event, **values}, default=str), file=self._out, flush=True)
 
     def note(self, text: str) -> None:
         """A line about the job as a whole."""

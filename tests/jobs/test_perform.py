@@ -1,0 +1,233 @@
+"""Batches on a real Ray: pins are found again, lost lanes and pins cost nothing but time, one video never another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.catalogue import CARDS
+from actors.model import Setup, Step
+from actors.pin import build
+from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from cluster.errors import ClusterError
+from cluster.pins import describe, ensure_pins
+from cluster.session import Session, messages_on_stderr
+from cluster.weights import WeightsStore
+from jobs import perform as performing
+from jobs.assemble import assemble
+from jobs.batch import Outcome
+from jobs.display import Display
+from jobs.perform import perform
+from jobs.plan import plan_video
+from jobs.progress import Reporter
+from jobs.restage.finish import Restaging
+from jobs.task import VideoTask
+from tests.jobs.inprocess import do_segments, task_of
+from tests.media import Sound, number, read_rgb, write_clip
+
+UPSCALE, RVM = "realesr-animevideov3", "rvm-mobilenetv3"
+PINS = (
+    PinSettings(name="job-upscale", models=(UPSCALE, "pinned-trail", "pinned-echo"), torch_threads=1),
+    PinSettings(name="job-matte", models=(RVM, "pinned-trail-too"), torch_threads=1),
+)
+CONFIG = Config(
+    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=2, retries=1, batch_mib=1))
+)
+
+pytestmark = pytest.mark.usefixtures("test_models")
+
+
+@dataclass
+class Performed:
+    """What a job said and how its videos ended, by file name."""
+
+    outcomes: dict[str, Outcome]
+    events: list[dict[str, Any]]
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {name: outcome.status for name, outcome in self.outcomes.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        return [event["text"] for event in self.events if event["event"] == "note"]
+
+
+Performing = Callable[..., Performed]
+
+
+@pytest.fixture
+def performed(local_ray: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Performing:
+    """`perform` on the Ray that all tests share."""
+
+    @contextmanager
+    def connected() -> Iterator[Session]:
+        with messages_on_stderr():
+            yield local_ray
+
+    monkeypatch.setattr(performing, "connect", connected)
+
+    def run(tasks: Sequence[VideoTask], config: Config = CONFIG, *, allow_skew: bool = False) -> Performed:
+        capsys.readouterr()
+        outcomes = perform(tasks, config, Display("json"), allow_skew=allow_skew)
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return Performed({outcome.task.source.name: outcome for outcome in outcomes}, events)
+
+    return run
+
+
+def clips(folder: Path, *names: str, frames: int = 36) -> list[Path]:
+    """Clips of three seconds whose frame numbers go on from one to the next."""
+    return [
+        write_clip(folder / name, frames=frames, rate=12, width=64, height=48, sounds=(Sound(),), first=100 * i).path
+        for i, name in enumerate(names)
+    ]
+
+
+def tasks_of(folder: Path, output: str, *names: str, steps: tuple[Step, ...] = ()) -> list[VideoTask]:
+    sources = [folder / name for name in names]
+    if missing := [source.name for source in sources if not source.exists()]:
+        clips(folder, *missing)
+    return [replace(task_of(source, folder / output, CONFIG), steps=steps) for source in sources]
+
+
+def undisturbed(task: VideoTask, folder: Path) -> bytes:
+    """The file that one process makes, its pinned models in the lane."""
+    alone = replace(task, root=folder / ".troupe", output=folder / "alone.mp4")
+    plan = plan_video(alone)
+    do_segments(alone, plan, CONFIG)
+    assemble(alone, plan)
+    return alone.output.read_bytes()
+
+
+def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
+    """Makes these models ones of the lane, for this process."""
+    for model in models:
+        card = CARDS[model]
+        paths = tuple(WeightsStore(store).find(name).path for name in card.weights)
+        loaded = card.load(Setup(paths))
+        monkeypatch.setitem(CARDS, model, replace(card, resident=False, load=lambda _, m=loaded: m))
+
+
+def test_second_job_uses_the_loaded_models_and_both_equal_one_process(
+    performed: Performing, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (Step(UPSCALE, {}, {"size": [96, 72]}), Step(RVM, {}, {"long_side": 64}))
+    task, other = (composed(t) for t in tasks_of(tmp_path, "out", "a.mp4", "b.mp4", steps=steps))
+    first = performed([task])
+    assert first.outcomes["a.mp4"].status == "done", first.outcomes["a.mp4"].error
+    assert [note for note in first.notes if "job-upscale started" in note]
+    before = {pin.name: describe(pin.name, (), 60) for pin in PINS}
+    second = performed([other])
+    assert second.outcomes["b.mp4"].status == "done"
+    assert [note for note in second.notes if f"job-matte was running (process {before['job-matte']['pid']}" in note]
+    for name, answer in before.items():
+        after = describe(name, (), 60)
+        assert (after["pid"], after["loads"]) == (answer["pid"], answer["loads"])
+        assert after["calls"] > answer["calls"]
+    in_lane(monkeypatch, tiny_weights, UPSCALE, RVM)
+    assert task.output.read_bytes() == undisturbed(task, tmp_path / "alone")
+
+
+def composed(task: VideoTask) -> VideoTask:
+    """The task with a larger result and a colour behind whoever its steps cut out."""
+    assert isinstance(task.finish, Restaging)
+    return replace(task, finish=replace(task.finish, size=(96, 72), background="#20405f", background_hash="#20405f"))
+
+
+def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
+    performed: Performing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_pins(PINS, build)
+    (task,) = tasks_of(tmp_path, "out", "a.mp4", steps=(Step(UPSCALE, {}, {"size": [64, 48]}),))
+    refused = r"pin job-upscale: is not what this job expects: {}.*--allow-skew"
+    config = CONFIG.model_copy(update={"pins": (PINS[0].model_copy(update={"tile": 64}), PINS[1])})
+    with pytest.raises(ClusterError, match=refused.format("tile 0 against 64")):
+        performed([task], config)
+    with pytest.raises(ClusterError, match=refused.format(f"weights {UPSCALE}")):
+        performed([replace(task, weights={UPSCALE: "0" * 64})])
+    monkeypatch.setattr(performing, "code_hash", lambda *_: "another")
+    with pytest.raises(ClusterError, match=refused.format("code .* against another here")):
+        performed([task])
+    allowed = performed([task], allow_skew=True)
+    assert allowed.statuses == {"a.mp4": "done"}
+    assert [note for note in allowed.notes if note.endswith("against another here (allowed)")]
+
+
+def test_lane_that_dies_is_replaced_and_its_video_finishes_the_same(performed: Performing, tmp_path: Path) -> None:
+    plain = tasks_of(tmp_path, "plain", "a.mp4", "b.mp4", steps=(Step("trail"),))
+    pts = int(plan_video(plain[0]).scan.pts[20])
+    dying = (Step("trail", {}, {"die_at": pts, "once": str(tmp_path / "died")}),)
+    tasks = [replace(tasks_of(tmp_path, "out", "a.mp4")[0], steps=dying), *tasks_of(tmp_path, "out", "b.mp4")]
+    done = performed(tasks)
+    assert (tmp_path / "died").exists()
+    assert done.statuses == {"a.mp4": "done", "b.mp4": "done"}
+    assert tasks[0].output.read_bytes() == undisturbed(plain[0], tmp_path / "alone")
+
+
+def test_videos_that_fail_are_told_by_name_and_the_others_finish(performed: Performing, tmp_path: Path) -> None:
+    names = ("a.mp4", "poison.mp4", "error.mp4", "pin_error.mp4", "unrecorded.mp4", "b.mp4")
+    tasks = {task.source.name: task for task in tasks_of(tmp_path, "out", *names)}
+    for name, step in (
+        ("poison.mp4", Step("echo", {}, {"die_at": 0})),
+        ("error.mp4", Step("echo", {}, {"raise_at": 0})),
+        ("pin_error.mp4", Step("pinned-echo", {}, {"raise_at": 0})),
+    ):
+        tasks[name] = replace(tasks[name], steps=(step,))
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "ledger").write_text("in the way")
+    tasks["unrecorded.mp4"] = replace(tasks["unrecorded.mp4"], root=tmp_path / "blocked")
+
+    done = performed(list(tasks.values()))
+
+    assert done.statuses == {name: "done" if len(name) == 5 else "failed" for name in names}
+    errors = {name: done.outcomes[name].error for name in names}
+    assert errors["a.mp4"] == errors["b.mp4"] == ""
+    assert "the lanes that worked on it died" in errors["poison.mp4"]
+    assert "frame at 0 is not to its taste" in errors["error.mp4"]
+    assert "frame at 0 is not to its taste" in errors["pin_error.mp4"]
+    assert "ledger" in errors["unrecorded.mp4"]
+    for name in names[1:5]:
+        assert errors[name].startswith(f"{name}: ")
+        assert "\n" not in errors[name]
+        assert not tasks[name].output.exists() or name == "unrecorded.mp4"
+    told = [Path(event["input"]).name for event in done.events if event["event"] == "failed"]
+    assert sorted(told) == sorted(names[1:5])
+    assert [number(frame) for frame in read_rgb(tasks["b.mp4"].output)] == list(range(500, 536))
+
+
+def test_pin_that_dies_costs_nothing_but_retries(performed: Performing, tmp_path: Path) -> None:
+    (plain,) = tasks_of(tmp_path, "plain", "a.mp4", steps=(Step("trail"), Step("trail")))
+    pts = int(plan_video(plain).scan.pts[20])
+    dying = {"die_at": pts, "once": str(tmp_path / "died")}
+    (task,) = tasks_of(tmp_path, "out", "a.mp4", steps=(Step("pinned-trail"), Step("pinned-trail-too", {}, dying)))
+    done = performed([task])
+    assert (tmp_path / "died").exists()
+    assert done.outcomes["a.mp4"].status == "done", done.outcomes["a.mp4"].error
+    assert done.outcomes["a.mp4"].row["retries"] >= 1
+    assert task.output.read_bytes() == undisturbed(plain, tmp_path / "alone")
+
+
+def test_more_videos_than_lanes_all_end_even_without_the_progress_actor(
+    performed: Performing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Reporter.start
+
+    def start_and_kill() -> Reporter:
+        reporter = started()
+        ray.get(reporter._board.snapshot.remote())
+        ray.kill(reporter._board)
+        return reporter
+
+    monkeypatch.setattr(Reporter, "start", start_and_kill)
+    names = [f"{i}.mp4" for i in range(7)]
+    clips(tmp_path, *names, frames=4)
+    done = performed(tasks_of(tmp_path, "out", *names))
+    assert done.statuses == dict.fromkeys(names, "done")
