@@ -233,7 +233,8 @@ def _restage(
 def _look(ingest: Ingest, inputs: Sequence[Input], display: Display) -> list[tuple[Input, Inspection, str]]:
     """First looks at all inputs, a few at a time; refused ones are shown."""
     looked = []
-    with ThreadPoolExecutor(_LOOKERS) as pool:
+    pool = ThreadPoolExecutor(_LOOKERS)
+    try:
         for item, future in [(item, pool.submit(ingest.look, item)) for item in inputs]:
             try:
                 found, matte = future.result()
@@ -241,6 +242,9 @@ def _look(ingest: Ingest, inputs: Sequence[Input], display: Display) -> list[tup
                 display.failed(str(item.path), str(error))
             else:
                 looked.append((item, found, matte))
+    finally:
+        # An interrupt must not wait for looks that have not begun.
+        pool.shutdown(cancel_futures=True)
     return looked
 
 
@@ -254,6 +258,8 @@ def _unfinished(tasks: Sequence[VideoTask], options: Options, display: Display) 
             WorkFolder(task.folder).remove_segments()
         elif finished and row is not None and task.output.stat().st_size == row["output_bytes"]:
             display.note(f"{task.source.name}: finished before, skipped (--force does it again)")
+            # A kill between the row and the cleaning up leaves segments that nobody would look at again.
+            WorkFolder(task.folder).remove_segments()
             continue
         todo.append(task)
     return todo

@@ -38,11 +38,17 @@ class Ended:
 class Command:
     """A running restaging whose descendants, however detached, can be listed."""
 
-    def __init__(self, *arguments: object, environment: dict[str, str] | None = None, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        environment: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+        program: tuple[str, ...] = ("-m", "jobs.restage"),
+    ) -> None:
         self._mark = uuid.uuid4().hex
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TROUPE_"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.restage", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,55 @@
+"""Pins that do not come up, or do not answer, are told by name with Serve's reason."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import pins
+from cluster.errors import ClusterError, UsageError
+
+
+def status(state: str, message: str) -> Any:
+    deployment = SimpleNamespace(message=message)
+    application = SimpleNamespace(status=state, deployments={"upscale": deployment})
+    return SimpleNamespace(applications={"upscale": application})
+
+
+@pytest.mark.parametrize("state", ["DEPLOY_FAILED", "UNHEALTHY"])
+def test_pin_that_fails_is_told_with_serve_s_message(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    monkeypatch.setattr(pins.ray_serve, "status", lambda: status(state, "no GPU is free"))
+    with pytest.raises(ClusterError, match=rf"pin upscale: did not come up \({state}\): no GPU is free"):
+        pins._wait_running("upscale", time.monotonic() + 60)
+
+
+def test_pin_that_never_comes_up_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins.ray_serve, "status", lambda: status("DEPLOYING", ""))
+    with pytest.raises(ClusterError, match=r"did not come up \(DEPLOYING\): no message from Serve"):
+        pins._wait_running("upscale", time.monotonic())
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+    def raising(timeout_s: float) -> Any:  # noqa: ARG001
+        raise result
+
+    response = SimpleNamespace(result=raising)
+    monkeypatch.setattr(pins, "handle", lambda _: SimpleNamespace(describe=SimpleNamespace(remote=lambda *_: response)))
+
+
+def test_pin_that_does_not_answer_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, TimeoutError())
+    with pytest.raises(ClusterError, match="pin upscale: did not answer within 5 s"):
+        pins.describe("upscale", (), 5)
+
+
+def test_error_of_the_pin_is_raised_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayTaskError
+
+    cause = UsageError("pin upscale", "does not host it")
+    answering(monkeypatch, RayTaskError("describe", "a remote trace", RayTaskError("inner", "another", cause)))
+    with pytest.raises(UsageError) as raised:
+        pins.describe("upscale", (), 5)
+    assert raised.value is cause
