@@ -43,7 +43,7 @@ def against_networks(bench: Bench, case: Case, ray: int) -> Iterable[Row]:
     clip = bench.clip(bench.frames, case.size)
     for layout in bench.layouts:
         job = bench.job(case, clip, layout)
-        first, _ = _warm(bench, case, layout, ray)
+        cold = _warm(bench, case, layout, ray)
         bare = _bare(bench, job.task("bare"), job)
         batches = _batches(clip, job)
         alone, jobs = [], []
@@ -62,7 +62,7 @@ def against_networks(bench: Bench, case: Case, ray: int) -> Iterable[Row]:
             "job_fps": frames / statistics.median(timeline.work for timeline in jobs),
             "ratio": statistics.median(a / timeline.work for a, timeline in zip(alone, jobs, strict=True)),
             "goal": 0.95,
-            "cold_startup_s": first.startup,
+            "cold_startup_s": cold.startup,
             **_times(jobs),
         }
 
@@ -73,7 +73,8 @@ def against_recipe(bench: Bench, case: Case, ray: int) -> Iterable[Row]:
     layout = bench.layouts[0]
     job = bench.job(case, clip, layout)
     task = job.task("recipe")
-    _warm(bench, case, layout, ray)
+    if not (job.folder / "warm-up").exists():
+        _warm(bench, case, layout, ray)
     bare = _bare(bench, task, job)
     bare.seconds(_batches(bench.clip(WARM_FRAMES, case.size), job))
     jobs, steps, recipe_bytes = [], [], []
@@ -163,7 +164,7 @@ def memory_over_length(bench: Bench, seconds: float, settle: float) -> Iterable[
         bench.say(f"(d) {frames} frames in {time.perf_counter() - begun:.0f} s: {found[times].mean / 2**20:.0f} MiB")
         if not found[times].samples:
             raise UsageError(
-                f"--seconds {seconds:g}", f"the job ended within {settle:g} s of its first frame", remedy="give more"
+                f"--seconds {seconds:g}", f"the job ended within {settle:g} s of its plan", remedy="give more"
             )
     short, long = found[1], found[10]
     yield {
@@ -193,9 +194,10 @@ def draft_frames(bench: Bench) -> int:
     return 40 * bench.frames
 
 
-def _warm(bench: Bench, case: Case, layout: str, ray: int) -> tuple[Timeline, Path]:
+def _warm(bench: Bench, case: Case, layout: str, ray: int) -> Timeline:
     """A short job that starts the pins and has them load their models."""
-    return bench.job(case, bench.clip(WARM_FRAMES, case.size), layout).run("warm-up", ray)
+    timeline, _ = bench.job(case, bench.clip(WARM_FRAMES, case.size), layout).run("warm-up", ray)
+    return timeline
 
 
 def _bare(bench: Bench, task: VideoTask, job: Job) -> Bare:

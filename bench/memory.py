@@ -29,7 +29,7 @@ class Memory:
 
     Attributes:
         seconds: how long the job took.
-        samples: those from `settle` seconds after the first frame to the end of the last video.
+        samples: those from `settle` seconds after planning to the end of the last video.
         by_name: mean by process name over the same samples.
     """
 
@@ -54,8 +54,8 @@ def measure_job(arguments: Sequence[str], environment: dict[str, str], settle: f
     Args:
         arguments: of the command, without `--json`.
         environment: beside this process's own.
-        settle: seconds after the first frame before samples count. Planning decodes the whole clip before that, in a
-            job without lanes at work.
+        settle: seconds after the plan is made before samples count. Planning decodes the whole clip before that, while
+            no lane is at work.
 
     Raises:
         RuntimeError: the job failed; the text is what it printed.
@@ -75,9 +75,11 @@ def measure_job(arguments: Sequence[str], environment: dict[str, str], settle: f
         events = _Events(job)
         samples: list[dict[str, int]] = []
         try:
-            while not events.ended.wait(_SAMPLE_SECONDS):
-                if events.first_frame and time.perf_counter() - events.first_frame >= settle:
-                    samples.append(pss_by_name(job.pid))
+            events.planned.wait()
+            events.ended.wait(settle)
+            while not events.ended.is_set():
+                samples.append(pss_by_name(job.pid))
+                events.ended.wait(_SAMPLE_SECONDS)
             code = job.wait(_END_SECONDS)
         finally:
             job.kill()
@@ -95,13 +97,13 @@ class _Events:
     """The job's JSON lines, read as they come.
 
     Attributes:
-        first_frame: when frames were first reported done, 0 before.
+        planned: set when the plan is made, or the job has ended.
         ended: set when a video has ended, or the job has.
         lines: all of them.
     """
 
     def __init__(self, job: subprocess.Popen[str]) -> None:
-        self.first_frame = 0.0
+        self.planned = threading.Event()
         self.ended = threading.Event()
         self.lines: list[str] = []
         assert job.stdout is not None
@@ -111,8 +113,9 @@ class _Events:
         for line in lines:
             self.lines.append(line.rstrip())
             event = json.loads(line)
-            if event["event"] == "progress" and event["frames"] and not self.first_frame:
-                self.first_frame = time.perf_counter()
+            if event["event"] == "progress" and event["of"]:
+                self.planned.set()
             if event["event"] in ("done", "failed"):
                 self.ended.set()
         self.ended.set()
+        self.planned.set()

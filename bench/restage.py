@@ -117,7 +117,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="all unless given")
     parser.add_argument("--frames", type=int, default=24, help="of the heavy clip; light x10, draft x40 (24)")
     parser.add_argument("--seconds", type=float, default=120, help="of the shorter clip of part d (120)")
-    parser.add_argument("--settle", type=float, default=30, help="part d samples so long after the first frame (30)")
+    parser.add_argument("--settle", type=float, default=30, help="part d samples so long after planning (30)")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed (3)")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help=f"torch's, in a process ({cores}, one a core)")

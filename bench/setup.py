@@ -18,7 +18,7 @@ from cluster.weights import WeightsStore
 from jobs.restage.settings import resolve
 
 #: What a warm-up job takes: enough to load every model and to start a lane once.
-WARM_FRAMES = 8
+WARM_FRAMES = 4
 #: Of every encode on both sides of a comparison with networks.
 _CRF, _PRESET = 18, "fast"
 #: Of pins: each model in a pin of its own, or both in one.

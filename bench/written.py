@@ -2,7 +2,8 @@
 
 Counters of processes are no use here: caches decide what `write_bytes` says, pipes are in `wchar`, and both are lost
 with a process that ends. A file counts with its size each time that a writer closes it; an append-only file with what
-it grew; an mp4 whose index was moved to its front twice, because its media was moved behind it.
+it grew; an mp4 whose index was moved to its front twice, because its media was moved behind it. (A name written twice
+in the same instant counts once; no job does that.)
 """
 
 from __future__ import annotations
