@@ -238,6 +238,7 @@ def _times(jobs: Sequence[Timeline]) -> Row:
     """Where a job's time went: medians in seconds; work by stage overlaps, the parts of the whole do not."""
     return {
         "startup_s": statistics.median(timeline.startup for timeline in jobs),
+        "whole_s": statistics.median(timeline.whole for timeline in jobs),
         "job_seconds": {
             "planning": statistics.median(timeline.planning for timeline in jobs),
             "lane": statistics.median(timeline.lane for timeline in jobs),

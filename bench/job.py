@@ -86,8 +86,8 @@ class Timeline:
 
     @property
     def assembly(self) -> float:
-        """Join, sound, verification."""
-        return self.ended - self._since("assembling")
+        """Join, sound, verification; not the start of the process that does them."""
+        return self.seconds["join"] + self.seconds["verify"]
 
     @property
     def work(self) -> float:
@@ -96,8 +96,13 @@ class Timeline:
 
     @property
     def startup(self) -> float:
-        """Connecting, starting or finding pins, starting Ray Data and the lane."""
-        return self.ended - self.begun - self.work
+        """Connecting, starting or finding pins, starting Ray Data, the lane and the process that assembles."""
+        return self.whole - self.work
+
+    @property
+    def whole(self) -> float:
+        """Everything."""
+        return self.ended - self.begun
 
     @property
     def steady_fps(self) -> float:

@@ -21,6 +21,8 @@ from jobs.restage.settings import resolve
 WARM_FRAMES = 4
 #: Of every encode on both sides of a comparison with networks.
 _CRF, _PRESET = 18, "fast"
+#: Of a GPU, for each pin; two cases in both layouts have six.
+_SHARE = 0.15
 #: Of pins: each model in a pin of its own, or both in one.
 LAYOUTS = ("each", "one")
 
@@ -98,11 +100,14 @@ class Bench:
 
     def job(self, case: Case, clip: Path, layout: str) -> Job:
         """The case, whose weights are written, as a job."""
+        # Names of their own, so that the pins of all cases and layouts stay warm side by side.
         hosted = (
-            {"models": (case.upscale, MATTE)} if layout == "one" else {"upscale": (case.upscale,), "matte": (MATTE,)}
+            {f"{case.name}-one": (case.upscale, MATTE)}
+            if layout == "one"
+            else {f"{case.name}-upscale": (case.upscale,), f"{case.name}-matte": (MATTE,)}
         )
         pins = tuple(
-            PinSettings(name=name, models=models, num_gpus=0.8 / len(hosted), torch_threads=self.threads)
+            PinSettings(name=name, models=models, num_gpus=_SHARE, torch_threads=self.threads)
             for name, models in hosted.items()
         )
         config = Config(pins=pins, troupe=TroupeSettings(batch=BatchSettings(lanes=1)))
