@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError, UsageError
+from cluster.processes import end_descendants
 
 RAY_SERIES = "2.60."
 FREE_OBJECTS = {"free_objects_period_milliseconds": 50, "free_objects_batch_size": 1}
@@ -125,6 +126,12 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         with warnings.catch_warnings(), _without_core_notes():
             warnings.simplefilter("ignore")
             ray.init(**options)
+    except KeyboardInterrupt:
+        # Broken off half way, Ray's own clean-up leaves agents running whose parent is gone.
+        if not ray.is_initialized():
+            end_descendants()
+        ray.shutdown()
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"Ray at {address}" if joined else "Ray",

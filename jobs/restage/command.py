@@ -17,6 +17,7 @@ from actors.video.encode import EncoderSettings, probe_nvenc
 from actors.video.scan import Inspection
 from cluster.config import Config, EncodeSettings, load_config
 from cluster.errors import TroupeError, UsageError, WeightsError
+from cluster.interrupts import held_back
 from cluster.session import is_submitted_job, use_token
 from cluster.weights import default_store
 from jobs.backgrounds import DEFAULT_ROOT, Library, open_once
@@ -222,7 +223,8 @@ def _restage(
         todo = _unfinished(tasks, options, display)
         if todo:
             use_token(os.environ)
-            from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
+            with held_back():
+                from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
 
             perform(todo, config, display, allow_skew=options.allow_skew)
     if options.preview:

