@@ -190,7 +190,9 @@ class _Sink:
         begun = time.perf_counter()
         written = writer.close()
         self._writer = None
-        carry = self._work.store_carries(segment, carries)
+        # A run ends where state resets, or where the next run brings up its own: nobody would read this one, and RVM's
+        # is as large as seconds of video.
+        carry = self._work.store_carries(segment, () if segment == self._run.segments[-1] else carries)
         self._spend("encode", time.perf_counter() - begun)
         self._work.record(
             self._run,
