@@ -59,6 +59,9 @@ class Pin:
     """
 
     def __init__(self, settings: Mapping[str, Any], device: str, weights: str) -> None:
+        if device == "cpu":
+            # Read when torch is imported. Idle threads of one pin must sleep, not spin on the cores of the others.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         self._settings = PinSettings.model_validate(settings)
