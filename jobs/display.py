@@ -56,6 +56,12 @@ class Display:
         if self.mode != "json":
             self._console.print(text, markup=False)
 
+    def interrupted(self) -> None:
+        """The last line of a job that was interrupted; the terminal is left as it was found."""
+        self._console.show_cursor(True)
+        self.note("interrupted; run the same command again to go on where it stopped")
+        self._out.flush()
+
     def failed(self, name: str, error: str) -> None:
         """An input that ended in an error; listed again by `summary`."""
         self.failures.append(error)

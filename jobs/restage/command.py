@@ -17,7 +17,7 @@ from actors.video.encode import EncoderSettings, probe_nvenc
 from actors.video.scan import Inspection
 from cluster.config import Config, EncodeSettings, load_config
 from cluster.errors import TroupeError, UsageError, WeightsError
-from cluster.interrupts import held_back
+from cluster.interrupts import EXIT_INTERRUPTED, ending_everything, held_back
 from cluster.session import is_submitted_job, use_token
 from cluster.weights import default_store
 from jobs.backgrounds import DEFAULT_ROOT, Library, open_once
@@ -30,7 +30,7 @@ from jobs.restage.ingest import Ingest
 from jobs.restage.settings import RestageSettings, resolve
 from jobs.task import VideoTask
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 #: NVENC has presets of its own; p5 is its "slow, good quality".
 _NVENC_PRESET = "p5"
@@ -172,7 +172,7 @@ def restage(
         display.failed("", str(error))
         code = EXIT_USAGE if isinstance(error, UsageError | WeightsError) else EXIT_FAILED
     except KeyboardInterrupt:
-        display.note("interrupted; run the same command again to go on where it stopped")
+        display.interrupted()
         code = EXIT_INTERRUPTED
     raise typer.Exit(code)
 
@@ -226,7 +226,8 @@ def _restage(
             with held_back():
                 from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
 
-            perform(todo, config, display, allow_skew=options.allow_skew)
+            with ending_everything(display.interrupted):
+                perform(todo, config, display, allow_skew=options.allow_skew)
     if options.preview:
         _preview(tasks, config, display)
     return EXIT_FAILED if display.summary(len(inputs), output) else EXIT_DONE

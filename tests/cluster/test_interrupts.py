@@ -31,3 +31,23 @@ def test_interrupt_before_anything_was_started_ends_the_process_without_a_word()
     script += "with ending_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('went on')"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_interrupt_of_a_job_ends_all_that_it_started_even_inside_code_that_swallows_it() -> None:
+    script = """
+import os, signal, subprocess
+from cluster.interrupts import ending_everything
+child = subprocess.Popen(["sleep", "600"])
+print(child.pid, flush=True)
+with ending_everything(lambda: print("farewell", flush=True)):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass
+    print("went on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    child, *said = ended.stdout.split()
+    assert (ended.returncode, said) == (130, ["farewell"])
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
