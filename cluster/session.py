@@ -127,18 +127,16 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
             warnings.simplefilter("ignore")
             ray.init(**options)
     except KeyboardInterrupt:
-        # Broken off half way, Ray's own clean-up leaves agents running whose parent is gone.
-        if not ray.is_initialized():
-            end_descendants()
-        ray.shutdown()
+        _give_up_start()
         raise
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises anything here, a plain Exception when its own 30 s for a node are over
+        _give_up_start()
         raise ClusterError(
             f"Ray at {address}" if joined else "Ray",
             f"did not start or answer: {_first_line(error)}",
             remedy="check RAY_ADDRESS and the token, or unset RAY_ADDRESS to start a local Ray"
             if joined
-            else "run `troupe doctor`",
+            else "try again when the machine is less busy, or run `troupe doctor`",
         ) from error
     try:
         resources = ray.cluster_resources()
@@ -152,6 +150,15 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
             )
     finally:
         ray.shutdown()
+
+
+def _give_up_start() -> None:
+    """Ends what a start that did not succeed left running: agents of Ray outlive their parent otherwise."""
+    import ray
+
+    if not ray.is_initialized():
+        end_descendants()
+    ray.shutdown()
 
 
 @contextmanager
