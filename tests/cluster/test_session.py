@@ -73,6 +73,24 @@ def test_address_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
+@pytest.mark.usefixtures("outside")
+def test_ray_that_does_not_start_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nAnd much more.")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "end_descendants", lambda: ended.append(True))
+    with pytest.raises(ClusterError) as raised, connect():
+        pass
+    assert str(raised.value).startswith("Ray: did not start or answer: The current node timed out during startup.; try")
+    assert ended == [True]
+
+
 def test_what_ray_prints_by_itself_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
     with messages_on_stderr():
         print("(raylet) a worker died")
