@@ -280,9 +280,8 @@ def main() -> None:
     """Holds a Ray until standard input ends."""
     import ray
 
-    answers = sys.stdout  # while Ray runs, `sys.stdout` is another stream
     with connect():
-        print(f"{_ADDRESS}{ray.get_runtime_context().gcs_address}", file=answers, flush=True)
+        print(f"{_ADDRESS}{ray.get_runtime_context().gcs_address}", flush=True)
         sys.stdin.read()
 
 

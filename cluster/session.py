@@ -127,10 +127,10 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
             warnings.simplefilter("ignore")
             ray.init(**options)
     except KeyboardInterrupt:
-        _give_up_start()
+        _give_up_start(joined=joined)
         raise
     except Exception as error:  # Ray raises anything here, a plain Exception when its own 30 s for a node are over
-        _give_up_start()
+        _give_up_start(joined=joined)
         raise ClusterError(
             f"Ray at {address}" if joined else "Ray",
             f"did not start or answer: {_first_line(error)}",
@@ -140,23 +140,22 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
         ) from error
     try:
         resources = ray.cluster_resources()
-        with messages_on_stderr():
-            yield Session(
-                joined=joined,
-                cpus=float(resources.get("CPU", 0)),
-                gpus=float(resources.get("GPU", 0)),
-                object_store_bytes=int(resources.get("object_store_memory", 0)),
-                submitted=submitted,
-            )
+        yield Session(
+            joined=joined,
+            cpus=float(resources.get("CPU", 0)),
+            gpus=float(resources.get("GPU", 0)),
+            object_store_bytes=int(resources.get("object_store_memory", 0)),
+            submitted=submitted,
+        )
     finally:
         ray.shutdown()
 
 
-def _give_up_start() -> None:
+def _give_up_start(*, joined: bool) -> None:
     """Ends what a start that did not succeed left running: agents of Ray outlive their parent otherwise."""
     import ray
 
-    if not ray.is_initialized():
+    if not joined and not ray.is_initialized():
         end_descendants()
     ray.shutdown()
 

@@ -11,7 +11,7 @@ from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
 from cluster.preflight import check_room
-from cluster.session import Session, connect
+from cluster.session import Session, connect, messages_on_stderr
 from jobs.batch import Batch, Outcome
 from jobs.display import Display
 from jobs.ledger import WorkFolder
@@ -37,7 +37,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
     for task in tasks:
         WorkFolder(task.folder).remove_partials()
     outcomes: list[Outcome] = []
-    with connect() as session:
+    with connect() as session, messages_on_stderr():
         lanes = lane_count(config.troupe.batch, session.cpus)
         pins = needed_pins(tasks, config)
         display.note(_what_runs(session, lanes, pins))
