@@ -79,6 +79,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         seen: set[tuple[int, int]] = set()
         while again.process.poll() is None:
             seen |= set(inodes(output, set(kept)).items())
+            time.sleep(0.05)  # leaves the cores to the run
         ended = again.finish()
         assert ended.code == 0, ended.errors
         assert seen <= set(before.items()), f"killed after {moment} segments: finished ones were done again"
