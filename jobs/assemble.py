@@ -70,6 +70,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     if sound:
         encoded = [(n, track.codec) for n, track in enumerate(sound.tracks) if not track.copied]
         notices += [f"sound track {n}: {codec} became AAC" for n, codec in encoded]
+    if not task.encoder.reproducible:
+        notices.append("encoded by NVENC: doing it again may give other bytes")
     if plan.approximate:
         notices.append("approximate: segments inside shots started from warm-up frames (--split-shots)")
     row = row_of(

@@ -220,6 +220,8 @@ def _restage(
                 tasks.append(ingest.task(item, found, matte))
             except TroupeError as error:
                 display.failed(str(item.path), str(error))
+        for name in ingest.unofficial_weights(tasks):
+            display.note(f"weights {name}: not the official file (`troupe weights list`)")
         todo = _unfinished(tasks, options, display)
         if todo:
             use_token(os.environ)

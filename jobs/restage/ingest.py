@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ class Ingest:
         """Names of weights that the upscaler and these mattes need and the store does not have."""
         models = {self.settings.upscale, *mattes} - {LANCZOS, MATTE_NONE}
         return list(self.store.missing([name for model in sorted(models) for name in card(model).weights]))
+
+    def unofficial_weights(self, tasks: Sequence[VideoTask]) -> list[str]:
+        """Names of weights that the tasks use and whose file is not the official one."""
+        used = {name for task in tasks for name in task.weights}
+        return sorted(name for name in used if not self.store.find(name).official)
 
     def task(self, item: Input, found: Inspection, matte: str) -> VideoTask:
         """The task of an input that was looked at.
