@@ -27,6 +27,7 @@ from actors.model import Dtype, Model, Setup, Step
 from cluster.config import PinSettings
 from cluster.errors import UsageError
 from cluster.identity import code_hash
+from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
@@ -59,6 +60,7 @@ class Pin:
     """
 
     def __init__(self, settings: Mapping[str, Any], device: str, weights: str) -> None:
+        die_with_parent()
         if device == "cpu":
             # Read when torch is imported. Idle threads of one pin must sleep, not spin on the cores of the others.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -46,6 +46,8 @@ _END_SECONDS = 30
 _STAGES = ("planning", "waiting", "running", "assembling", "done")
 #: How often the board is asked: exact enough for runs of seconds, and no load.
 _POLL_SECONDS = 0.1
+#: Going through all processes takes a tenth of a core when done as often.
+_CPU_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class Probe(Display):
         self._ray_pid = ray_pid
         self._before: dict[tuple[int, int], tuple[str, float]] = {}
         self._last: dict[tuple[int, int], tuple[str, float]] = {}
+        self._looked = 0.0
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -167,9 +170,11 @@ class Probe(Display):
             timeline.frames.append((now, state.done))
         if new and state.stage == "running":
             self._before = self._cpu()
-        if self._before and (state.stage == "running" or new) and state.stage != "done":
+        lately = now - self._looked < _CPU_SECONDS
+        if self._before and (new or (state.stage == "running" and not lately)) and state.stage != "done":
             # A process counts up to when it was last seen: some end with the lane.
             self._last |= self._cpu()
+            self._looked = now
 
     def _cpu(self) -> dict[tuple[int, int], tuple[str, float]]:
         return cpu_by_name(self._ray_pid) | cpu_by_name(os.getpid())

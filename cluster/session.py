@@ -106,8 +106,9 @@ def connect(*, num_cpus: int | None = None, num_gpus: float | None = None) -> It
     use_token(os.environ)
     if joined:
         _check_answers(address)
-    # Ray asks not to zero CUDA_VISIBLE_DEVICES in CPU workers; lanes hide the GPU from themselves anyway.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray reports what its users run to its makers unless told not to; nobody asked for that here.
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_DATA_USAGE_DISABLED", "1")):
+        os.environ.setdefault(name, value)
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

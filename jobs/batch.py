@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 import queue
 import threading
@@ -26,6 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
 from cluster.errors import JobError, TroupeError
+from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, write_row
@@ -113,14 +115,8 @@ class Batch:
         settings = self._config.troupe.batch
         _configure_data()
         items = [{"video": index, "task": pickle.dumps(tasks[index])} for index in indices]
-        # A lane that encodes with NVENC needs the GPU; no other may create a context on it.
-        hidden = {} if tasks[0].encoder.codec == "nvenc" else {"CUDA_VISIBLE_DEVICES": ""}
-        environment = {"env_vars": hidden}
         planned = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-            PlanVideo(self._reporter),
-            num_cpus=settings.lane_cpus,
-            concurrency=min(lanes, len(items)),
-            runtime_env=environment,
+            PlanVideo(self._reporter), num_cpus=settings.lane_cpus, concurrency=min(lanes, len(items))
         )
         with warnings.catch_warnings():
             # Ray 2.60 has no other way to bound the retries of rows, and warns of this one.
@@ -130,7 +126,6 @@ class Batch:
                 fn_constructor_args=(self._config, self._reporter),
                 compute=ActorPoolStrategy(size=lanes, max_tasks_in_flight_per_actor=2),
                 num_cpus=settings.lane_cpus,
-                runtime_env=environment,
                 # Lanes restart for ever; rows that died with one are done again alone (`run`), not by Ray for ever.
                 max_restarts=-1,
                 max_task_retries=1,
@@ -201,6 +196,7 @@ class Lane:
     def __init__(self, config: Config, reporter: Reporter) -> None:
         import cv2
 
+        die_with_parent()
         # A lane's light work must not spread over the cores that pins and encoders use.
         cv2.setNumThreads(1)
         self._config = config
@@ -211,6 +207,9 @@ class Lane:
         if row["error"] or row["run"] < 0:
             return answer
         task: VideoTask = pickle.loads(row["task"])
+        if task.encoder.codec != "nvenc":
+            # A context on the GPU costs memory that belongs to the pins.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
             plan = plan_video(task)
             self._reporter.put(task.fingerprint, stage="running")
@@ -225,6 +224,21 @@ class Lane:
         except Exception as error:
             return {**answer, "error": _error_text(task, error)}
         return answer
+
+
+def warm_workers(count: int) -> None:
+    """Has Ray start processes that can plan, be lanes or assemble, without waiting for them.
+
+    A new process imports for seconds; it does so while pins load their models. They carry no runtime environment, nor
+    do the batch's operators: Ray would start others for those.
+    """
+    warm = ray.remote(num_cpus=0, max_retries=0)(_import_batch)
+    for _ in range(count):
+        warm.remote()
+
+
+def _import_batch() -> None:
+    """Finding this function imports this module."""
 
 
 def _assemble_planned(task: VideoTask) -> Row:

@@ -12,7 +12,7 @@ from cluster.errors import ClusterError
 from cluster.identity import code_hash
 from cluster.preflight import check_room
 from cluster.session import Session, connect, messages_on_stderr
-from jobs.batch import Batch, Outcome
+from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
 from jobs.ledger import WorkFolder
 from jobs.progress import Reporter
@@ -42,9 +42,10 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         pins = needed_pins(tasks, config)
         display.note(_what_runs(session, lanes, pins))
         check_room(session, config.troupe.batch, pins, lanes)
+        reporter = Reporter.start()
+        warm_workers(lanes + 1)
         if pins:
             _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
-        reporter = Reporter.start()
 
         def ended(outcome: Outcome) -> None:
             outcomes.append(outcome)

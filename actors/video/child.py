@@ -7,12 +7,10 @@ and with its parent. It imports av and numpy alone, to start quickly.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import resource
 import select
-import signal
 import sys
 import time
 from collections import deque
@@ -29,8 +27,8 @@ from actors.video.playback import Playback
 from actors.video.survey import first_frame, survey
 from actors.video.wire import Message, Unpacker, pack
 from cluster.errors import MediaError
+from cluster.processes import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 0.2
 
 
@@ -71,14 +69,6 @@ class Pulse:
         if now - self._last > _BEAT_SECONDS:
             self._last = now
             self._link.send(message)
-
-
-def bind_to_parent(parent: int) -> None:
-    """Die with the parent, even when it is killed."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the call above
-        raise SystemExit(0)
 
 
 def confine(memory_bytes: int) -> None:
@@ -171,7 +161,7 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
 
 def main() -> None:
     """Entry point; the only argument is the parent's process id."""
-    bind_to_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     answers = os.dup(1)
     os.dup2(2, 1)  # nothing that prints can disturb the messages
     av.logging.set_level(None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,3 +32,27 @@ print(end_descendants(), [each.wait() for each in tree], end_descendants())
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_bound_process_dies_with_a_parent_that_is_killed_and_at_once_with_one_that_is_gone() -> None:
+    bound = "from cluster.processes import die_with_parent as bind; bind({}); print(os.getpid(), flush=True); {}"
+    sleeper = "import os, time; " + bound.format("os.getppid()", "time.sleep(600)")
+    orphan = "import os; " + bound.format("os.getppid() + 1", "")
+    parent = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {orphan!r}], check=True)
+subprocess.run([sys.executable, "-c", {sleeper!r}])
+"""
+    started = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    child = int(started.stdout.readline())
+    started.kill()
+    started.communicate()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("it outlived its parent")

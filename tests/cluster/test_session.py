@@ -50,7 +50,6 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that says nothing of Ray, restored afterwards."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
