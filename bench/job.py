@@ -251,8 +251,7 @@ class Job:
             encoder=EncoderSettings("x264", self.settings.crf, self.settings.x264, encode.threads, encode.gop_seconds),
         )
         item = Input(self.clip, output / "result.mp4")
-        found, matte = ingest.look(item)
-        return ingest.task(item, found, matte)
+        return ingest.task(item, ingest.look(item))
 
     def run(self, name: str, ray_pid: int) -> tuple[Timeline, Path]:
         """Runs it on the Ray that RAY_ADDRESS names; returns what it took, and the result.

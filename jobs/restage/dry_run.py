@@ -8,44 +8,44 @@ from tempfile import TemporaryDirectory
 
 from actors.catalogue import card
 from actors.upscale.sizes import output_size
-from actors.video.scan import Inspection, scan
+from actors.video.scan import scan
 from cluster.errors import TroupeError
 from jobs.display import Display
 from jobs.inputs import Input
 from jobs.limits import limits_of
 from jobs.plan import Plan, make_plan
-from jobs.restage.ingest import Ingest
+from jobs.restage.ingest import Ingest, Look
 from jobs.restage.settings import LANCZOS, MATTE_NONE
 
 
 def show_plan(
     ingest: Ingest,
-    looked: Sequence[tuple[Input, Inspection, str]],
+    looked: Sequence[tuple[Input, Look]],
     missing: Sequence[str],
     display: Display,
 ) -> None:
     """Plans each video (one decode) and shows runs, segments, sizes, models and weights."""
     with TemporaryDirectory(prefix="troupe-") as folder:
-        for item, found, matte in looked:
+        for item, look in looked:
             try:
-                _show(ingest, item, found, matte, Path(folder), display)
+                _show(ingest, item, look, Path(folder), display)
             except TroupeError as error:
                 display.failed(str(item.path), str(error))
     for name in missing:
         display.note(f"weights missing: {name} (troupe weights fetch {name})")
 
 
-def _show(ingest: Ingest, item: Input, found: Inspection, matte: str, folder: Path, display: Display) -> None:
+def _show(ingest: Ingest, item: Input, look: Look, folder: Path, display: Display) -> None:
     settings, config = ingest.settings, ingest.config
-    size = output_size((found.info.width, found.info.height), settings.parsed_target)
-    models = [model for model in (settings.upscale, matte) if model not in (LANCZOS, MATTE_NONE)]
+    size = output_size((look.found.info.width, look.found.info.height), settings.parsed_target)
+    models = [model for model in (settings.upscale, look.matte) if model not in (LANCZOS, MATTE_NONE)]
     stateful = any(card(model).stateful for model in models)
     batch = config.troupe.batch
     limits = limits_of(config)
     scanned = scan(item.path, limits, allow_damaged=ingest.allow_damaged, workdir=folder)
     warmup = batch.warmup_frames if ingest.split_shots else 0
     plan = make_plan(scanned, batch.segment_seconds, stateful=stateful, warmup=warmup)
-    _report(item, plan, size, settings.upscale, matte, display)
+    _report(item, plan, size, settings.upscale, look.matte, display)
 
 
 def _report(item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display) -> None:

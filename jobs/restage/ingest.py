@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ from jobs.restage.settings import (
 from jobs.task import VideoTask
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a first look at an input found, and the matte that fits it."""
+
+    found: Inspection
+    matte: str
+
+
 @dataclass(slots=True)
 class Ingest:
     """Makes tasks of inputs, all with the same settings.
@@ -64,26 +72,21 @@ class Ingest:
     allow_unlicensed: bool = False
     _hashes: dict[Path, str] = field(default_factory=dict)
 
-    def look(self, item: Input) -> tuple[Inspection, str]:
-        """A first look at an input and the matte that fits it.
+    def look(self, item: Input) -> Look:
+        """A first look at an input.
 
         Raises:
             MediaError: it is refused, or the chosen matte cannot work on it.
         """
         found = inspect(item.path, limits_of(self.config))
-        return found, self._matte(item, found)
+        return Look(found, self._matte(item, found))
 
-    def missing_weights(self, mattes: set[str]) -> list[str]:
+    def missing_weights(self, mattes: Collection[str]) -> list[str]:
         """Names of weights that the upscaler and these mattes need and the store does not have."""
         models = {self.settings.upscale, *mattes} - {LANCZOS, MATTE_NONE}
         return list(self.store.missing([name for model in sorted(models) for name in card(model).weights]))
 
-    def unofficial_weights(self, tasks: Sequence[VideoTask]) -> list[str]:
-        """Names of weights that the tasks use and whose file is not the official one."""
-        used = {name for task in tasks for name in task.weights}
-        return sorted(name for name in used if not self.store.find(name).official)
-
-    def task(self, item: Input, found: Inspection, matte: str) -> VideoTask:
+    def task(self, item: Input, look: Look) -> VideoTask:
         """The task of an input that was looked at.
 
         Raises:
@@ -91,7 +94,7 @@ class Ingest:
             UsageError: the background's category is empty or has no licence, or the size cannot be made.
             WeightsError: weights are missing or damaged.
         """
-        settings = self.settings
+        settings, found, matte = self.settings, look.found, look.matte
         size = output_size((found.info.width, found.info.height), settings.parsed_target)
         steps = self._steps(matte, size, found)
         digest = self._hash(item.path)

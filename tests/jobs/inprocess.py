@@ -53,7 +53,7 @@ def task_of(source: Path, output: Path, config: Config | None = None, **chosen: 
     """The task of one clip; `chosen` as in `ingest_of`."""
     ingest = ingest_of(output, config, **chosen)
     item = Input(source, output / f"{source.name}.mp4")
-    return ingest.task(item, *ingest.look(item))
+    return ingest.task(item, ingest.look(item))
 
 
 def do_segments(task: VideoTask, plan: Plan, config: Config | None = None) -> int:

@@ -1,0 +1,204 @@
+"""What every job's command does beside its own choices: look, refuse, skip what is finished, perform, exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import typer
+
+from actors.video.encode import EncoderSettings, probe_nvenc
+from cluster.config import Config, EncodeSettings
+from cluster.errors import TroupeError, UsageError, WeightsError
+from cluster.interrupts import EXIT_INTERRUPTED, ending_everything, held_back
+from cluster.session import is_submitted_job, use_token
+from cluster.weights import WeightsStore
+from jobs.display import Display
+from jobs.inputs import Input, collect
+from jobs.ledger import WorkFolder, output_lock, read_row
+from jobs.limits import limits_of
+from jobs.task import VideoTask
+
+T = TypeVar("T")
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+#: NVENC has presets of its own; p5 is its "slow, good quality".
+_NVENC_PRESET = "p5"
+_LOOKERS = 2
+
+
+def exit_with(display: Display, work: Callable[[], int]) -> NoReturn:
+    """Does the work and exits with its code, or with the code of the error or the Ctrl-C that ended it."""
+    try:
+        code = work()
+    except TroupeError as error:
+        display.failed("", str(error))
+        code = EXIT_USAGE if isinstance(error, UsageError | WeightsError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        display.interrupted()
+        code = EXIT_INTERRUPTED
+    raise typer.Exit(code)
+
+
+def require_absolute(paths: Iterable[Path]) -> None:
+    """Raises UsageError for a relative path in a submitted job, which runs in a temporary copy on the cluster."""
+    if not is_submitted_job(os.environ):
+        return
+    for path in paths:
+        if not path.is_absolute():
+            raise UsageError(
+                path,
+                "is relative, and a submitted job runs in a temporary folder of the cluster",
+                remedy="give an absolute path that every node sees",
+            )
+
+
+def require_weights(missing: Sequence[str], otherwise: str) -> None:
+    """Raises WeightsError with the command that fetches them, and what can be done without."""
+    if missing:
+        raise WeightsError(
+            "weights",
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here and nothing is downloaded unasked",
+            remedy=f"run `troupe weights fetch {' '.join(missing)}`, or {otherwise}",
+        )
+
+
+def with_lanes(config: Config, lanes: int | None) -> Config:
+    """The configuration with that many lanes; None changes nothing."""
+    if lanes is None:
+        return config
+    batch = config.troupe.batch.model_copy(update={"lanes": lanes})
+    return config.model_copy(update={"troupe": config.troupe.model_copy(update={"batch": batch})})
+
+
+def choose_encoder(encode: EncodeSettings, crf: int, x264: str, display: Display) -> EncoderSettings:
+    """Decides the codec once for a whole job, by encoding a frame.
+
+    Args:
+        encode: as configured.
+        crf: constant quality.
+        x264: x264's preset.
+        display: is told when NVENC was wanted if possible, and is not.
+
+    Raises:
+        UsageError: NVENC is demanded and does not encode here.
+    """
+    codec = encode.codec
+    if codec != "x264":
+        problem = probe_nvenc()
+        if problem is None:
+            return EncoderSettings("nvenc", crf, _NVENC_PRESET, encode.threads, encode.gop_seconds)
+        if codec == "nvenc":
+            raise UsageError(
+                "codec nvenc", f"does not encode here: {problem}", remedy="set troupe.encode.codec to x264"
+            )
+        display.note(f"NVENC does not encode here ({problem}): x264 does")
+    return EncoderSettings("x264", crf, x264, encode.threads, encode.gop_seconds)
+
+
+def gather(paths: Sequence[Path], output: Path, display: Display) -> list[Input]:
+    """The inputs that these paths name; says what was passed over.
+
+    Raises:
+        UsageError: a path does not exist, or there is nothing to do.
+    """
+    inputs, passed = collect(paths, output)
+    if passed:
+        display.note(f"passed over {len(passed)} files that are no videos by name: {', '.join(p.name for p in passed)}")
+    return inputs
+
+
+def look_at(inputs: Sequence[Input], look: Callable[[Input], T], display: Display) -> list[tuple[Input, T]]:
+    """First looks at all inputs, a few at a time; refused ones are shown and left out."""
+    looked = []
+    pool = ThreadPoolExecutor(_LOOKERS)
+    try:
+        for item, future in [(item, pool.submit(look, item)) for item in inputs]:
+            try:
+                looked.append((item, future.result()))
+            except TroupeError as error:
+                display.failed(str(item.path), str(error))
+    finally:
+        # An interrupt must not wait for looks that have not begun.
+        pool.shutdown(cancel_futures=True)
+    return looked
+
+
+def carry_out(
+    wanted: Iterable[tuple[Input, Callable[[], VideoTask]]],
+    root: Path,
+    store: WeightsStore,
+    config: Config,
+    display: Display,
+    *,
+    force: bool,
+    preview: bool,
+    allow_skew: bool,
+) -> None:
+    """Makes the tasks and does those that are not finished; what fails is shown and does not stop the others.
+
+    Args:
+        wanted: inputs, each with what makes its task.
+        root: the output folder's `.troupe`, locked meanwhile.
+        store: the weights store that the tasks use.
+        config: pins, lanes, limits.
+        display: is told everything.
+        force: do finished videos again.
+        preview: write a contact sheet beside every output.
+        allow_skew: use running pins of other code, weights or settings.
+
+    Raises:
+        TroupeError: nothing could be started.
+    """
+    with output_lock(root):
+        tasks = []
+        for item, make in wanted:
+            try:
+                tasks.append(make())
+            except TroupeError as error:
+                display.failed(str(item.path), str(error))
+        used = {name for task in tasks for name in task.weights}
+        for name in sorted(name for name in used if not store.find(name).official):
+            display.note(f"weights {name}: not the official file (`troupe weights list`)")
+        todo = _unfinished(tasks, display, force=force)
+        if todo:
+            use_token(os.environ)
+            with held_back():
+                from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
+
+            with ending_everything(display.interrupted):
+                perform(todo, config, display, allow_skew=allow_skew)
+    if preview:
+        _preview(tasks, config, display)
+
+
+def _unfinished(tasks: Sequence[VideoTask], display: Display, *, force: bool) -> list[VideoTask]:
+    """Tasks without a finished output; `force` forgets what was done."""
+    todo = []
+    for task in tasks:
+        row = read_row(task.root, task.fingerprint)
+        done = row is not None and row["status"] == "done" and _size(task.output) == row["output_bytes"]
+        if done and not force:
+            display.note(f"{task.source.name}: finished before, skipped (--force does it again)")
+        else:
+            todo.append(task)
+        if done or force:
+            # Of a finished video too: a kill between its row and the cleaning up leaves segments that nobody would see.
+            WorkFolder(task.folder).remove_segments()
+    return todo
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _preview(tasks: Sequence[VideoTask], config: Config, display: Display) -> None:
+    from jobs.preview import write_sheet
+
+    for task in tasks:
+        if task.output.is_file():
+            display.note(f"contact sheet: {write_sheet(task, limits_of(config))}")
