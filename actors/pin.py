@@ -22,6 +22,7 @@ import ray
 from ray import serve as ray_serve
 
 from actors.catalogue import card
+from actors.cpu import CPU_ENVIRONMENT
 from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from cluster.config import PinSettings
@@ -61,9 +62,6 @@ class Pin:
 
     def __init__(self, settings: Mapping[str, Any], device: str, weights: str) -> None:
         die_with_parent()
-        if device == "cpu":
-            # Read when torch is imported. Idle threads of one pin must sleep, not spin on the cores of the others.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         self._settings = PinSettings.model_validate(settings)
@@ -188,6 +186,7 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
         ray_actor_options={
             "num_cpus": settings.num_cpus,
             "num_gpus": settings.num_gpus if device == "cuda" else 0,
+            "runtime_env": {"env_vars": CPU_ENVIRONMENT if device == "cpu" else {}},
         },
     )
     return deployment.bind(settings.model_dump(), device, str(default_folder(os.environ).resolve()))

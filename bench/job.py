@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.video.encode import EncoderSettings
+from bench.environment import as_users_have
 from bench.processes import cpu_by_name
 from bench.written import counting
 from cluster.config import Config
@@ -44,8 +45,9 @@ _ADDRESS = "address "
 _END_SECONDS = 30
 #: In the order that a video goes through them.
 _STAGES = ("planning", "waiting", "running", "assembling", "done")
-#: How often the board is asked: exact enough for runs of seconds, and no load.
-_POLL_SECONDS = 0.1
+#: How often the board is asked: often enough for runs of seconds, and a hundred times in longer ones, whose networks
+#: must have the cores to themselves.
+_POLL_SECONDS = (0.1, 1.0)
 #: Going through all processes takes a tenth of a core when done as often.
 _CPU_SECONDS = 2.0
 
@@ -156,7 +158,9 @@ class Probe(Display):
                 self.timeline.cpu[name] = self.timeline.cpu.get(name, 0.0) + spent
 
     def _follow(self, reporter: Reporter, key: str, stop: threading.Event) -> None:
-        while not stop.wait(_POLL_SECONDS):
+        least, most = _POLL_SECONDS
+        begun = time.perf_counter()
+        while not stop.wait(min(most, max(least, (time.perf_counter() - begun) / 100))):
             self._see(reporter, key)
 
     def _see(self, reporter: Reporter, key: str) -> None:
@@ -187,8 +191,7 @@ def staying_ray(weights: Path) -> Iterator[int]:
     Args:
         weights: the weights store that pins deployed by those jobs use.
     """
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "TROUPE_WEIGHTS": str(weights)}
-    environment.pop("RAY_ADDRESS", None)
+    environment = {**as_users_have(), "PYTHONPATH": str(_ROOT), "TROUPE_WEIGHTS": str(weights)}
     host = subprocess.Popen(
         [sys.executable, "-m", "bench.job"],
         stdin=subprocess.PIPE,

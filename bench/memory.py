@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from bench.environment import as_users_have
 from bench.processes import pss_by_name
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,6 @@ def measure_job(arguments: Sequence[str], environment: dict[str, str], settle: f
     Raises:
         RuntimeError: the job failed; the text is what it printed.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     begun = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         job = subprocess.Popen(
@@ -69,7 +68,7 @@ def measure_job(arguments: Sequence[str], environment: dict[str, str], settle: f
             stderr=errors,
             text=True,
             cwd=_ROOT,
-            env={**inherited, **environment},
+            env={**as_users_have(), **environment},
             start_new_session=True,
         )
         events = _Events(job)

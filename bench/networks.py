@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from actors.networks.rrdb import RRDBNet
 from actors.networks.rvm import MattingNetwork
 from actors.networks.srvgg import SRVGGNetCompact
+from bench.environment import run_as_pin
 
 UPSCALE: Mapping[str, Callable[[], nn.Module]] = {
     "realesr-animevideov3": lambda: SRVGGNetCompact(convs=16, scale=4),
@@ -312,4 +313,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    run_as_pin("bench.networks")
     main()

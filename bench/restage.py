@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from bench.compare import Row, against_graph, against_networks, against_recipe, memory_over_length
+from bench.environment import run_as_pin
 from bench.job import staying_ray
 from bench.models import LIGHT, Case
 from bench.networks import UPSCALE, parse_size
@@ -159,4 +160,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    run_as_pin("bench.restage")
     main()
