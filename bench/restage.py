@@ -40,19 +40,23 @@ PARTS = {
 }
 
 
-def measure(bench: Bench, parts: Sequence[str], seconds: float, settle: float) -> Iterator[Row]:
+def measure(
+    bench: Bench, parts: Sequence[str], networks: Sequence[str], seconds: float, settle: float
+) -> Iterator[Row]:
     """The rows of these parts, as they are made."""
     with ExitStack() as stack:
         if {"a", "b", "c"} & set(parts):
             ray = stack.enter_context(staying_ray(bench.weights))
-        if {"a", "b"} & set(parts):
+        heavy_recipe = "b" in parts and "heavy" in networks
+        if "a" in parts or heavy_recipe:
             heavy = bench.chosen_heavy()
             if "a" in parts:
                 yield from against_networks(bench, heavy, ray)
-            if "b" in parts:
+            if heavy_recipe:
                 yield from against_recipe(bench, heavy, ray)
-                bench.write_weights(LIGHT)
-                yield from against_recipe(bench, LIGHT, ray)
+        if "b" in parts and "light" in networks:
+            bench.write_weights(LIGHT)
+            yield from against_recipe(bench, LIGHT, ray)
         if "c" in parts:
             yield from against_graph(bench, ray)
     if "d" in parts:
@@ -116,6 +120,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with a message on nonsense."""
     parser = argparse.ArgumentParser(prog="python -m bench.restage", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="all unless given")
+    both = ("heavy", "light")
+    parser.add_argument("--networks", nargs="+", choices=both, default=both, help="of part b; both unless given")
     parser.add_argument("--frames", type=int, default=24, help="of the heavy clip; light x10, draft x40 (24)")
     parser.add_argument("--seconds", type=float, default=120, help="of the shorter clip of part d (120)")
     parser.add_argument("--settle", type=float, default=30, help="part d samples so long after planning (30)")
@@ -148,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bench = Bench(
             Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, args.heavy, _say
         )
-        rows = list(measure(bench, args.part, args.seconds, args.settle))
+        rows = list(measure(bench, args.part, args.networks, args.seconds, args.settle))
     if args.json:
         print(json.dumps({"machine": facts, "rows": rows}, indent=2))
     else:

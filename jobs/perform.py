@@ -43,8 +43,8 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         display.note(_what_runs(session, lanes, pins))
         check_room(session, config.troupe.batch, pins, lanes)
         reporter = Reporter.start()
-        warm_workers(lanes + 1)
         if pins:
+            warm_workers(lanes + 1)
             _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
 
         def ended(outcome: Outcome) -> None:

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 SoakCount = Callable[[int, int], int]
-_COUNTS = pytest.StashKey[dict[str, str]]()
+_COUNT = "soak count"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Where soak tests write down what they did."""
-    config.stash[_COUNTS] = {}
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests run in two processes: those that share a Ray in one of them, the others by module; soak tests begin."""
+    for item in items:
+        shared = "local_ray" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("shared Ray" if shared else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("soak") is None)
 
 
 @pytest.fixture
@@ -30,15 +33,17 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 
     def count(reduced: int, full: int) -> int:
         chosen = full if os.environ.get("TROUPE_SOAK") == "full" else reduced
-        request.config.stash[_COUNTS][request.node.nodeid] = f"{chosen} of {full}"
+        request.node.user_properties.append((_COUNT, f"{chosen} of {full}"))
         return chosen
 
     return count
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """States the counts of the soak tests that ran."""
-    counts = config.stash[_COUNTS]
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]
+    counts = {report.nodeid: count for report in calls for key, count in report.user_properties if key == _COUNT}
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")
         for test, count in counts.items():
@@ -119,3 +124,11 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             submitted=False,
         )
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def joining(local_ray: Session) -> dict[str, str]:  # noqa: ARG001 - it must be up
+    """Environment in which a command joins that Ray instead of starting one."""
+    import ray
+
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}

@@ -127,16 +127,18 @@ def test_one_cpu_is_enough_for_pins_lanes_and_planning(tmp_path: Path, tiny_weig
     assert command.living() == []
 
 
-def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(tmp_path: Path) -> None:
+def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(
+    tmp_path: Path, joining: dict[str, str]
+) -> None:
     clip(tmp_path / "a.mp4", frames=12)
-    first = run("a.mp4", *DRAFT, "-o", "out", cwd=tmp_path)
+    first = run("a.mp4", *DRAFT, "-o", "out", cwd=tmp_path, environment=joining)
     assert first.code == 0, first.errors
     made = (tmp_path / "out" / "a.mp4").read_bytes()
     skipped = restage("a.mp4", *DRAFT, "-o", "out")
     assert skipped.exit_code == 0
     assert "a.mp4: finished before, skipped" in skipped.output
     (tmp_path / "out" / "a.mp4").unlink()
-    again = run("a.mp4", *DRAFT, "--force", "--preview", "-o", "out", cwd=tmp_path)
+    again = run("a.mp4", *DRAFT, "--force", "--preview", "-o", "out", cwd=tmp_path, environment=joining)
     assert again.code == 0, again.errors
     assert (tmp_path / "out" / "a.mp4").read_bytes() == made
     assert (tmp_path / "out" / "a.jpg").stat().st_size > 1000
