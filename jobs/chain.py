@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -16,9 +16,11 @@ from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
 from cluster.config import Config
 from cluster.errors import UsageError
-from cluster.pins import handle
-from cluster.window import Stage, Window
 from jobs.plan import Segment
+
+# Serve takes half a second to import, in every process of a job: it is imported where a pin is called.
+if TYPE_CHECKING:
+    from cluster.window import Stage, Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +163,8 @@ class Chain:
         return batch
 
     def _window(self, state: Sequence[Carry]) -> Window:
+        from cluster.window import Window
+
         stages, states = [], []
         index = len(self._before)
         timeout_s = 0.0
@@ -186,6 +190,9 @@ class Chain:
 
 
 def _stage(pin: str, steps: list[dict[str, Any]], stateful: bool) -> Stage:
+    from cluster.pins import handle
+    from cluster.window import Stage
+
     target = handle(pin)
 
     def call(source: Any, state: Any) -> Any:

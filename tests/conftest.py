@@ -13,15 +13,12 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 SoakCount = Callable[[int, int], int]
-_COUNT = "soak count"
+_COUNTS = pytest.StashKey[dict[str, str]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run in two processes: those that share a Ray in one of them, the others by module; soak tests begin."""
-    for item in items:
-        shared = "local_ray" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("shared Ray" if shared else item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("soak") is None)
+def pytest_configure(config: pytest.Config) -> None:
+    """Where soak tests write down what they did."""
+    config.stash[_COUNTS] = {}
 
 
 @pytest.fixture
@@ -33,17 +30,15 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 
     def count(reduced: int, full: int) -> int:
         chosen = full if os.environ.get("TROUPE_SOAK") == "full" else reduced
-        request.node.user_properties.append((_COUNT, f"{chosen} of {full}"))
+        request.config.stash[_COUNTS][request.node.nodeid] = f"{chosen} of {full}"
         return chosen
 
     return count
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """States the counts of the soak tests that ran."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    calls = [report for report in reports if getattr(report, "when", "") == "call"]
-    counts = {report.nodeid: count for report in calls for key, count in report.user_properties if key == _COUNT}
+    counts = config.stash[_COUNTS]
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")
         for test, count in counts.items():
