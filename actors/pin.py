@@ -67,7 +67,9 @@ class Pin:
         self._settings = PinSettings.model_validate(settings)
         self._device = device
         if device == "cpu":
-            torch.set_num_threads(self._settings.torch_threads or os.cpu_count() or 1)
+            torch.set_num_threads(self._settings.torch_threads or len(os.sched_getaffinity(0)))
+        # TensorFloat-32 keeps 10 bits of a mantissa: who asks for single precision wants all 23.
+        torch.backends.cudnn.allow_tf32 = False
         self._dtype: Dtype = (
             ("fp16" if device == "cuda" else "fp32") if self._settings.dtype == "auto" else (self._settings.dtype)
         )
@@ -174,7 +176,7 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     settings = PinSettings.model_validate(args)
     gpus = float(ray.cluster_resources().get("GPU", 0))
     device = "cuda" if gpus and settings.num_gpus else "cpu"
-    if device == "cpu":
+    if device == "cpu" and settings.num_gpus:
         log.warning("pin %s: no GPU in this cluster, its models run on the CPU", settings.name)
     deployment = ray_serve.deployment(
         Pin,

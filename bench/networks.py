@@ -203,6 +203,8 @@ def measure(cell: Cell, peak: float, seconds: float) -> Row:
     forget(cell.device)
     try:
         network, inputs = build(cell.network, size, cell.batch, cell.device, cell.dtype)
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()  # the matting networks' states came from a pass of their own
         frame = median_seconds(prepare(network, inputs, cell.mode), cell.device, seconds) / cell.batch
     except Exception as error:  # compilers and drivers raise anything; the row names it
         lines = str(error).strip().splitlines() or [""]

@@ -85,7 +85,7 @@ class Recipe:
             rgb = np.stack([_read(path) for path in paths])
             result, _ = self.networks.step(0, _batch(rgb), {})
             for path, picture in zip(paths, result.rgb, strict=True):
-                cv2.imwrite(str(self.folder / "frames_up" / path.name), picture[..., ::-1])
+                cv2.imwrite(str(self.folder / "frames_up" / path.name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def _encode(self) -> None:
         convert = YuvConverter(*self.size)
@@ -156,7 +156,7 @@ def _read(path: Path) -> UInt8:
     """A picture [H,W,3] in RGB."""
     bgr: UInt8 | None = cv2.imread(str(path))
     assert bgr is not None
-    return bgr[..., ::-1]
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _grey(alpha: UInt8) -> VideoFrame:

@@ -35,7 +35,7 @@ from bench.setup import LAYOUTS, Bench
 PARTS = {
     "a": "job against bare networks (warm pins, frames a second)",
     "b": "job against the step-by-step recipe (seconds, bytes written)",
-    "c": "preset draft against one libav graph (steady frames a second)",
+    "c": "preset draft against one libav graph (frames a second)",
     "d": "memory of all processes, and on ten times as many frames (PSS)",
 }
 
@@ -110,6 +110,8 @@ def _case(text: str) -> Case:
     name, _, size = text.partition("@")
     if name not in UPSCALE:
         raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(UPSCALE)}")
+    if name == LIGHT.upscale:
+        raise argparse.ArgumentTypeError(f"{name} is the name that the light networks go by here; choose another")
     try:
         return Case("heavy", name, parse_size(size))
     except ValueError as error:

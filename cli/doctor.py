@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from actors.video.encode import probe_nvenc
-from cli.manners import Exit, print_json
+from cli.manners import print_json
 from cluster.config import load_config
-from cluster.errors import TroupeError
+from cluster.errors import Exit, TroupeError
 from cluster.health import (
     Check,
     check_disk,

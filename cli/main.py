@@ -39,8 +39,3 @@ def _options(
     ] = False,
 ) -> None:
     """Options of `troupe` itself."""
-
-
-def main() -> None:
-    """Entry point of the installed command."""
-    app()

@@ -1,4 +1,4 @@
-"""What all commands have in common: exit codes, errors on stderr, machine-readable output."""
+"""What all commands but the jobs' have in common: errors on stderr and exit codes, machine-readable output."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from cluster.errors import TroupeError, UsageError
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    DONE = 0
-    SOME_FAILED = 1
-    BAD_USAGE = 2
+from cluster.errors import Exit, TroupeError
 
 
 @contextmanager
@@ -30,7 +21,7 @@ def exit_codes() -> Iterator[None]:
         yield
     except TroupeError as error:
         say_error(error)
-        raise typer.Exit(Exit.BAD_USAGE if isinstance(error, UsageError) else Exit.SOME_FAILED) from error
+        raise typer.Exit(Exit.of(error)) from error
 
 
 def say_error(error: object) -> None:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 from rich.text import Text
 
-from cli.manners import Exit, exit_codes, print_json, say_error
-from cluster.errors import UsageError, WeightsError
+from cli.manners import exit_codes, print_json, say_error
+from cluster.errors import Exit, UsageError, WeightsError
 from cluster.filehash import HashMemory
 from cluster.weights import State, Status, StoredWeight, WeightsStore, cache_folder, default_folder
 

@@ -219,7 +219,7 @@ def load_config(path: Path | None = None) -> Config:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(path, error.strerror or str(error), remedy="give an existing file to --config") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(path, f"is not YAML: {error}".replace("\n", " "), remedy="correct that line") from error
     if not isinstance(document, dict):
         raise UsageError(path, "holds no settings", remedy=f"start from the shipped {CONFIG_NAME}")
@@ -233,7 +233,7 @@ def load_config(path: Path | None = None) -> Config:
         return Config(
             path=path.resolve(), pins=pins, troupe=TroupeSettings.model_validate(document.get("troupe") or {})
         )
-    except (ValidationError, AttributeError) as error:
+    except (ValidationError, AttributeError, TypeError) as error:
         raise UsageError(path, _first_problem(error), remedy="see docs/configuration.md") from error
 
 

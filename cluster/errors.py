@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    SOME_FAILED = 1
+    BAD_USAGE = 2
+
+    @classmethod
+    def of(cls, error: TroupeError) -> Exit:
+        """2 for a request that cannot be, 1 for what went wrong."""
+        return cls.BAD_USAGE if isinstance(error, UsageError) else cls.SOME_FAILED
 
 
 class TroupeError(Exception):

@@ -29,23 +29,6 @@ def ending_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Raises KeyboardInterrupt for a Ctrl-C inside the block at its end. For the main thread."""
-    pressed = []
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what `signal` passes
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-@contextmanager
 def ending_everything(farewell: Callable[[], None]) -> Iterator[None]:
     """Makes Ctrl-C inside the block end this process and all that it started, at once. For the main thread.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ray import serve as ray_serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -37,9 +37,12 @@ def ensure_pins(
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray_serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
     wanted = list(pins)
-    running = {name for name, state in ray_serve.status().applications.items() if state.status == "RUNNING"}
-    found = [pin.name for pin in wanted if pin.name in running]
-    missing = [pin for pin in wanted if pin.name not in running]
+    # One that is coming up was deployed by somebody else just now: deploying it again would replace it at work.
+    there = {
+        name for name, state in ray_serve.status().applications.items() if state.status in ("RUNNING", "DEPLOYING")
+    }
+    found = [pin.name for pin in wanted if pin.name in there]
+    missing = [pin for pin in wanted if pin.name not in there]
     if missing:
         ray_serve.run_many(
             [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in missing],
@@ -47,7 +50,7 @@ def ensure_pins(
             wait_for_applications_running=False,
         )
     deadline = time.monotonic() + _DEPLOY_SECONDS
-    for pin in missing:
+    for pin in wanted:
         _wait_running(pin.name, deadline)
     return found, [pin.name for pin in missing]
 
@@ -79,6 +82,10 @@ def describe(pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float) -> 
     except TimeoutError as error:
         raise ClusterError(
             f"pin {pin}", f"did not answer within {timeout_s:.0f} s", remedy="see `serve status` and the pin's log"
+        ) from error
+    except (RayActorError, ray_serve.exceptions.RayServeException) as error:
+        raise ClusterError(
+            f"pin {pin}", "was lost while it loaded its models", remedy="see `serve status` and the pin's log"
         ) from error
     return answer
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from actors.video.info import UNKNOWN
 from actors.video.join import join
 from actors.video.sound import extract_sound
 from actors.video.verify import verify
@@ -70,6 +71,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     if sound:
         encoded = [(n, track.codec) for n, track in enumerate(sound.tracks) if not track.copied]
         notices += [f"sound track {n}: {codec} became AAC" for n, codec in encoded]
+    unknown = [track.index for track in scan.info.sounds if track.codec == UNKNOWN]
+    notices += [f"sound stream {index} left out: its codec is not known here" for index in unknown]
     if not task.encoder.reproducible:
         notices.append("encoded by NVENC: doing it again may give other bytes")
     if plan.approximate:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import pickle
+import platform
 import queue
 import threading
 import traceback
@@ -26,14 +27,15 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
-from cluster.errors import JobError, TroupeError
+from cluster.errors import ClusterError, JobError, TroupeError
+from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, write_row
 from jobs.plan import plan_video
 from jobs.progress import Reporter
-from jobs.task import VideoTask
+from jobs.task import CODE, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +63,20 @@ class Batch:
         lanes: lanes to start.
         reporter: progress.
         on_outcome: told of every video as it ends; called from two threads, one at a time.
+        allow_skew: let lanes work whose code is not this process's.
     """
 
-    def __init__(self, config: Config, lanes: int, reporter: Reporter, on_outcome: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lanes: int,
+        reporter: Reporter,
+        on_outcome: Callable[[Outcome], None],
+        *,
+        allow_skew: bool = False,
+    ) -> None:
         self._config = config
+        self._allow_skew = allow_skew
         self._lanes = lanes
         self._reporter = reporter
         self._on_outcome = on_outcome
@@ -74,11 +86,12 @@ class Batch:
         self._ended: set[int] = set()
         #: Videos whose segments are done; None ends the assembler.
         self._finished: queue.Queue[VideoTask | None] = queue.Queue()
+        self._broken: BaseException | None = None
 
     def run(self, tasks: Sequence[VideoTask]) -> None:
         """Does all videos; returns when each has ended."""
         # A daemon: an interrupted job does not wait for an assembly that will be done again.
-        assembler = threading.Thread(target=self._assemble, name="assembler", daemon=True)
+        assembler = threading.Thread(target=self._run_assembler, name="assembler", daemon=True)
         assembler.start()
         self._pass(tasks, range(len(tasks)), self._lanes)
         for attempt in range(self._config.troupe.batch.retries):
@@ -95,6 +108,8 @@ class Batch:
                 self._fail(index, tasks[index], str(error))
         self._finished.put(None)
         assembler.join()
+        if self._broken is not None:
+            raise self._broken
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
         self._returned.clear()
@@ -123,13 +138,19 @@ class Batch:
             warnings.simplefilter("ignore", RayDeprecationWarning)
             return planned.map(
                 Lane,
-                fn_constructor_args=(self._config, self._reporter),
+                fn_constructor_args=(self._config, self._reporter, self._allow_skew),
                 compute=ActorPoolStrategy(size=lanes, max_tasks_in_flight_per_actor=2),
                 num_cpus=settings.lane_cpus,
                 # Lanes restart for ever; rows that died with one are done again alone (`run`), not by Ray for ever.
                 max_restarts=-1,
                 max_task_retries=1,
             )
+
+    def _run_assembler(self) -> None:
+        try:
+            self._assemble()
+        except BaseException as error:  # raised by `run`: a thread's own would be seen by nobody
+            self._broken = error
 
     def _assemble(self) -> None:
         """The assembler's thread: a Ray task a video, so that a cluster's nodes share the work."""
@@ -193,7 +214,7 @@ class PlanVideo:
 class Lane:
     """An actor of the pool: does each row that it is given and answers with an error's text instead of raising."""
 
-    def __init__(self, config: Config, reporter: Reporter) -> None:
+    def __init__(self, config: Config, reporter: Reporter, allow_skew: bool) -> None:
         import cv2
 
         die_with_parent()
@@ -201,6 +222,8 @@ class Lane:
         cv2.setNumThreads(1)
         self._config = config
         self._reporter = reporter
+        self._allow_skew = allow_skew
+        self._code = code_hash(*CODE)
 
     def __call__(self, row: Row) -> Row:
         answer = {key: row[key] for key in ("video", "run", "runs", "error")}
@@ -211,6 +234,12 @@ class Lane:
             # A context on the GPU costs memory that belongs to the pins.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
+            if self._code != task.code and not self._allow_skew:
+                raise ClusterError(
+                    f"the lane on {platform.node()}",
+                    f"runs other code ({self._code}) than this job ({task.code})",
+                    remedy="install the same version on every node, or pass --allow-skew",
+                )
             plan = plan_video(task)
             self._reporter.put(task.fingerprint, stage="running")
             run_segments(
@@ -261,7 +290,9 @@ def _configure_data() -> None:
 
 def _error_text(task: VideoTask, error: Exception) -> str:
     """What a user reads; an error that is not one of ours is a bug or the machine's, and its trace goes to the log."""
+    name = task.source.name
     if isinstance(error, TroupeError):
-        return str(error)
+        # A pin, a joined file, weights: the user knows the video.
+        return str(error) if error.thing == name else f"{name}: {error}"
     log.error("%s", "".join(traceback.format_exception(error)))
-    return f"{task.source.name}: {type(error).__name__}: {str(error).strip()}"
+    return f"{name}: {type(error).__name__}: {str(error).strip()}"

@@ -12,19 +12,17 @@ import typer
 
 from actors.video.encode import EncoderSettings, probe_nvenc
 from cluster.config import Config, EncodeSettings
-from cluster.errors import TroupeError, UsageError, WeightsError
-from cluster.interrupts import EXIT_INTERRUPTED, ending_everything, held_back
-from cluster.session import is_submitted_job, use_token
+from cluster.errors import Exit, MediaError, TroupeError, UsageError
+from cluster.interrupts import ending_everything
+from cluster.session import check_ray_version, is_submitted_job, use_token
 from cluster.weights import WeightsStore
 from jobs.display import Display
-from jobs.inputs import Input, collect
-from jobs.ledger import WorkFolder, output_lock, read_row
+from jobs.inputs import Input, check_name, collect, shown
+from jobs.ledger import WorkFolder, forget_row, output_lock, read_row, remove_partials
 from jobs.limits import limits_of
 from jobs.task import VideoTask
 
 T = TypeVar("T")
-
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 #: NVENC has presets of its own; p5 is its "slow, good quality".
 _NVENC_PRESET = "p5"
@@ -32,15 +30,17 @@ _LOOKERS = 2
 
 
 def exit_with(display: Display, work: Callable[[], int]) -> NoReturn:
-    """Does the work and exits with its code, or with the code of the error or the Ctrl-C that ended it."""
-    try:
-        code = work()
-    except TroupeError as error:
-        display.failed("", str(error))
-        code = EXIT_USAGE if isinstance(error, UsageError | WeightsError) else EXIT_FAILED
-    except KeyboardInterrupt:
-        display.interrupted()
-        code = EXIT_INTERRUPTED
+    """Does the work and exits with its code, or with that of the error that ended it.
+
+    Ctrl-C ends this process and all that it started, at any moment: nothing here needs more than a SIGKILL leaves.
+    """
+    with ending_everything(display.interrupted):
+        try:
+            check_ray_version()
+            code = work()
+        except TroupeError as error:
+            display.failed("", str(error))
+            code = Exit.of(error)
     raise typer.Exit(code)
 
 
@@ -58,9 +58,9 @@ def require_absolute(paths: Iterable[Path]) -> None:
 
 
 def require_weights(missing: Sequence[str], otherwise: str) -> None:
-    """Raises WeightsError with the command that fetches them, and what can be done without."""
+    """Raises UsageError with the command that fetches them, and what can be done without."""
     if missing:
-        raise WeightsError(
+        raise UsageError(
             "weights",
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here and nothing is downloaded unasked",
             remedy=f"run `troupe weights fetch {' '.join(missing)}`, or {otherwise}",
@@ -106,9 +106,12 @@ def gather(paths: Sequence[Path], output: Path, display: Display) -> list[Input]
     Raises:
         UsageError: a path does not exist, or there is nothing to do.
     """
+    if shown(output) != str(output):
+        raise UsageError(shown(output), "its name is not UTF-8", remedy="choose another -o")
     inputs, passed = collect(paths, output)
     if passed:
-        display.note(f"passed over {len(passed)} files that are no videos by name: {', '.join(p.name for p in passed)}")
+        names = ", ".join(shown(Path(path.name)) for path in passed)
+        display.note(f"passed over {len(passed)} files that are no videos by name: {names}")
     return inputs
 
 
@@ -117,15 +120,25 @@ def look_at(inputs: Sequence[Input], look: Callable[[Input], T], display: Displa
     looked = []
     pool = ThreadPoolExecutor(_LOOKERS)
     try:
-        for item, future in [(item, pool.submit(look, item)) for item in inputs]:
+        for item, future in [(item, pool.submit(_look, item, look)) for item in inputs]:
             try:
                 looked.append((item, future.result()))
-            except TroupeError as error:
-                display.failed(str(item.path), str(error))
+            except (TroupeError, OSError) as error:
+                _refuse(item, error, display)
     finally:
-        # An interrupt must not wait for looks that have not begun.
         pool.shutdown(cancel_futures=True)
     return looked
+
+
+def _refuse(item: Input, error: TroupeError | OSError, display: Display) -> None:
+    if isinstance(error, OSError):
+        error = MediaError(shown(Path(item.path.name)), f"cannot be read: {error.strerror or error}")
+    display.failed(shown(item.path), str(error))
+
+
+def _look(item: Input, look: Callable[[Input], T]) -> T:
+    check_name(item.path)
+    return look(item)
 
 
 def carry_out(
@@ -159,36 +172,40 @@ def carry_out(
         for item, make in wanted:
             try:
                 tasks.append(make())
-            except TroupeError as error:
-                display.failed(str(item.path), str(error))
+            except (TroupeError, OSError) as error:
+                _refuse(item, error, display)
         used = {name for task in tasks for name in task.weights}
         for name in sorted(name for name in used if not store.find(name).official):
             display.note(f"weights {name}: not the official file (`troupe weights list`)")
+        remove_partials(root, [task.output for task in tasks])
         todo = _unfinished(tasks, display, force=force)
+        done = {task.fingerprint for task in tasks} - {task.fingerprint for task in todo}
         if todo:
             use_token(os.environ)
-            with held_back():
-                from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
+            from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
 
-            with ending_everything(display.interrupted):
-                perform(todo, config, display, allow_skew=allow_skew)
-    if preview:
-        _preview(tasks, config, display)
+            outcomes = perform(todo, config, display, allow_skew=allow_skew)
+            done |= {outcome.task.fingerprint for outcome in outcomes if outcome.status == "done"}
+        if preview:
+            _preview([task for task in tasks if task.fingerprint in done], config, display)
 
 
 def _unfinished(tasks: Sequence[VideoTask], display: Display, *, force: bool) -> list[VideoTask]:
-    """Tasks without a finished output; `force` forgets what was done."""
+    """Tasks without a finished output; `force` first forgets what was done, once for all of them."""
+    if force:
+        display.note("every video is done again; to go on after an interruption, leave --force away")
+        for task in tasks:
+            forget_row(task.root, task.fingerprint)
+            WorkFolder(task.folder).remove_segments()
     todo = []
     for task in tasks:
         row = read_row(task.root, task.fingerprint)
-        done = row is not None and row["status"] == "done" and _size(task.output) == row["output_bytes"]
-        if done and not force:
+        if row is not None and row["status"] == "done" and _size(task.output) == row["output_bytes"]:
             display.note(f"{task.source.name}: finished before, skipped (--force does it again)")
+            # A kill between the row and the cleaning up leaves segments that nobody would look at again.
+            WorkFolder(task.folder).remove_segments()
         else:
             todo.append(task)
-        if done or force:
-            # Of a finished video too: a kill between its row and the cleaning up leaves segments that nobody would see.
-            WorkFolder(task.folder).remove_segments()
     return todo
 
 
@@ -200,5 +217,7 @@ def _preview(tasks: Sequence[VideoTask], config: Config, display: Display) -> No
     from jobs.preview import write_sheet
 
     for task in tasks:
-        if task.output.is_file():
+        try:
             display.note(f"contact sheet: {write_sheet(task, limits_of(config))}")
+        except TroupeError as error:
+            display.note(f"{task.source.name}: no contact sheet: {error}")

@@ -138,6 +138,7 @@ class Display:
             TextColumn("{task.fields[stage]}"),
         )
         pace = _Pace()
+        paces: dict[str, _Pace] = {}
         names = {task.fingerprint: task.source.name for task in tasks}
         bars: dict[str, TaskID] = {}
         with Progress(*columns, console=self._console, transient=True) as progress:
@@ -148,12 +149,13 @@ class Display:
                     if key not in names:
                         continue
                     if key not in bars:
-                        bars[key] = progress.add_task(names[key], total=None, fps="", stage="")
+                        bars[key], paces[key] = progress.add_task(names[key], total=None, fps="", stage=""), _Pace()
                     progress.update(
                         bars[key],
                         total=state.frames or None,
                         completed=min(state.done, state.frames),
                         stage=state.stage,
+                        fps=f"{paces[key].rate(state.done):.1f} fps" if state.stage == "running" else "",
                         # Of hundreds of videos, those at work; the whole has a bar of its own.
                         visible=state.stage in ("planning", "running", "assembling"),
                     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import UsageError
+from cluster.errors import MediaError, UsageError
 
 #: What lies beside clips without being one. Everything else in a folder is tried, whatever its name says.
 SIDECARS = frozenset(
     {".ass", ".bmp", ".db", ".gif", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".nfo", ".parquet", ".pdf"}
-    | {".png", ".sha256", ".srt", ".vtt", ".webp", ".xml", ".yaml"}
+    | {".png", ".sha256", ".srt", ".txt", ".vtt", ".webp", ".xml", ".yaml"}
 )
 
 
@@ -36,9 +37,11 @@ def collect(paths: Sequence[Path], output: Path) -> tuple[list[Input], list[Path
     below the output folder are left out.
 
     Raises:
-        UsageError: a path does not exist, or there is nothing to do.
+        UsageError: a path does not exist, there is nothing to do, or a result would replace an input.
     """
     output = output.absolute()
+    # Compared where they really are: `..` and symlinks must not hide that a file is an earlier result.
+    below = output.resolve()
     found: list[tuple[Path, Path]] = []
     passed: list[Path] = []
     for given in paths:
@@ -47,7 +50,7 @@ def collect(paths: Sequence[Path], output: Path) -> tuple[list[Input], list[Path
             for file in sorted(path.rglob("*")):
                 relative = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in relative.parts)
-                if hidden or file.is_dir() or output in file.parents or is_mask(file):
+                if hidden or file.is_dir() or below in file.resolve().parents or is_mask(file):
                     continue
                 if file.suffix.lower() in SIDECARS or file.name == "Thumbs.db":
                     passed.append(file)
@@ -65,15 +68,31 @@ def collect(paths: Sequence[Path], output: Path) -> tuple[list[Input], list[Path
         wanted.setdefault(output / relative.with_suffix(".mp4"), []).append(path)
     inputs = []
     taken: set[Path] = set()
+    sources = {path.resolve() for path in unique}
     for path, relative in unique.items():
         target = output / relative.with_suffix(".mp4")
         if len(wanted[target]) > 1:
             target = output / relative.with_name(relative.name + ".mp4")
         if target in taken:
             raise UsageError(path, f"would become {target} like another input", remedy="rename one, or use two runs")
+        if target.resolve() in sources:
+            raise UsageError(path, f"its result would replace the input {target}", remedy="choose another -o")
         taken.add(target)
         inputs.append(Input(path, target))
     return inputs, passed
+
+
+def shown(path: Path) -> str:
+    """A path that can be printed and stored: bytes of its name that are not UTF-8 are written as `\\xb8`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def check_name(path: Path) -> None:
+    """Raises MediaError for a path that is not UTF-8 (archives from other systems hold such names)."""
+    if shown(path) != str(path):
+        raise MediaError(
+            shown(path), "its name is not UTF-8", remedy="rename it, `convmv -f gbk -t utf-8 --notest` does a folder"
+        )
 
 
 def is_mask(path: Path) -> bool:

@@ -8,9 +8,8 @@ borders, so pins stay busy; a segment is finished when its last batch arrives, i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +29,6 @@ from jobs.task import VideoTask
 _QUEUE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a lane did of one run.
-
-    Attributes:
-        frames: frames encoded now; those of segments that were done before are not counted.
-        seconds: work by stage, `wait` being the encoder's wait for the chain.
-    """
-
-    frames: int
-    seconds: dict[str, float]
-
-
 def run_segments(
     task: VideoTask,
     plan: Plan,
@@ -51,7 +37,7 @@ def run_segments(
     *,
     on_frames: Callable[[int], None],
     on_note: Callable[[str], None],
-) -> RunResult:
+) -> int:
     """Does the segments of a run that are not done yet.
 
     Args:
@@ -62,13 +48,15 @@ def run_segments(
         on_frames: told how many more frames are encoded.
         on_note: told of repeated calls.
 
+    Returns:
+        Frames encoded now; those of segments that were done before are not counted.
+
     Raises:
-        TroupeError: with the video, the segment and the reason; finished segments are kept.
+        JobError: with the video, the segment and the reason; finished segments are kept.
     """
     work = WorkFolder(task.folder)
     done = work.done(run)
     todo = [segment for segment in run.segments if segment.index not in done]
-    total: dict[str, float] = {}
     frames = 0
     for part in _consecutive(todo):
         state = _state_before(work, run, part[0], len(task.steps), done)
@@ -78,11 +66,9 @@ def run_segments(
             pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
             sink = _Sink(task, plan, run, work, stack, on_frames)
-            sink.write(results)
-            for stage, seconds in sink.total.items():
-                total[stage] = total.get(stage, 0.0) + seconds
+            sink.write(results, part)
             frames += sum(segment.last - segment.first for segment in part)
-    return RunResult(frames, total)
+    return frames
 
 
 class _Source:
@@ -138,26 +124,33 @@ class _Sink:
         self._on_frames = on_frames
         self._seconds: dict[str, float] = {}
         self._retries = 0
-        self.total: dict[str, float] = {}
         stack.callback(self._abort)
 
-    def write(self, results: Iterator[Done]) -> None:
-        """Everything that the chain yields."""
-        while True:
-            begun = time.perf_counter()
-            done = next(results, None)
-            self._spend("wait", time.perf_counter() - begun)
-            if done is None:
-                return
-            for stage, seconds in done.seconds.items():
-                self._spend(stage, seconds)
-            self._retries += done.retries
+    def write(self, results: Iterator[Done], segments: Iterable[Segment]) -> None:
+        """Everything that the chain yields, which is these segments.
+
+        Raises:
+            JobError: whatever failed on the way of a batch, with its video and segment.
+        """
+        for segment in segments:
             try:
-                self._write(done)
+                while not self._write_next(results):
+                    pass
             except TroupeError as error:
-                raise JobError(
-                    self._task.source.name, str(error), place=done.piece.segment.place, remedy=error.remedy
-                ) from error
+                name = self._task.source.name
+                reason = ": ".join(part for part in (error.thing, error.place, error.reason) if part not in ("", name))
+                raise JobError(name, reason, place=segment.place, remedy=error.remedy) from error
+
+    def _write_next(self, results: Iterator[Done]) -> bool:
+        """Takes one result; True when it ends its segment."""
+        begun = time.perf_counter()
+        done = next(results)
+        self._spend("wait", time.perf_counter() - begun)
+        for stage, seconds in done.seconds.items():
+            self._spend(stage, seconds)
+        self._retries += done.retries
+        self._write(done)
+        return done.piece.ends
 
     def _write(self, done: Done) -> None:
         piece = done.piece
@@ -204,7 +197,6 @@ class _Sink:
 
     def _spend(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
-        self.total[stage] = self.total.get(stage, 0.0) + seconds
 
     def _abort(self) -> None:
         if self._writer is not None:

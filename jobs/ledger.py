@@ -16,9 +16,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,6 @@ class WorkFolder:
         """Every finished segment of the video by index."""
         return {index: done for run in plan.runs for index, done in self.done(run).items()}
 
-    def remove_partials(self) -> None:
-        """Removes what a killed run left half written. Only for the holder of the output folder's lock."""
-        for partial in self.path.glob(f".*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
-
     def remove_segments(self) -> None:
         """Removes segments, carries, journals and what they were assembled in, of a video that is assembled or is to be
         redone from the start. The plan stays, and with it the copy of a transport stream that it was made of."""
@@ -169,25 +165,48 @@ def output_lock(root: Path) -> Iterator[None]:
     """Holds an output folder's `.troupe` for one job at a time; a killed job's hold ends with it.
 
     Raises:
-        UsageError: another job is writing there.
+        UsageError: another job is writing there, or nobody can.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("a+") as file:
+    with ExitStack() as stack:
         try:
+            root.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((root / "lock").open("a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UsageError(
                 root.parent, "another job is writing here", remedy="wait for it or choose another -o"
             ) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UsageError(root.parent, f"cannot be written to: {reason}", remedy="choose another -o") from error
         yield
+
+
+def remove_partials(root: Path, outputs: Iterable[Path]) -> None:
+    """Removes what killed runs left half written. Only for the holder of the output folder's lock.
+
+    Args:
+        root: the output folder's `.troupe`, where everything half written is theirs.
+        outputs: results, beside which they may have left some.
+    """
+    for partial in root.rglob(f"*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
+    for output in outputs:
+        for partial in output.parent.glob(f".{escape(output.name)}.*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
 
 
 def write_row(root: Path, row: Mapping[str, Any]) -> None:
     """Writes a video's row, replacing the one of an earlier try."""
-    target = root / "ledger" / f"{row['fingerprint']}.parquet"
+    target = _row_path(root, row["fingerprint"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(target) as partial:
         pq.write_table(pa.Table.from_pylist([dict(row)], schema=ROW), partial)
+
+
+def forget_row(root: Path, fingerprint: str) -> None:
+    """Removes a video's row, if there is one."""
+    _row_path(root, fingerprint).unlink(missing_ok=True)
 
 
 def read_row(root: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -196,7 +215,7 @@ def read_row(root: Path, fingerprint: str) -> dict[str, Any] | None:
     Raises:
         JobError: the row's file is damaged.
     """
-    path = root / "ledger" / f"{fingerprint}.parquet"
+    path = _row_path(root, fingerprint)
     if not path.is_file():
         return None
     try:
@@ -204,3 +223,7 @@ def read_row(root: Path, fingerprint: str) -> dict[str, Any] | None:
     except (OSError, pa.ArrowInvalid) as error:
         raise JobError(path, f"is damaged: {error}", remedy="remove it; the video is then done again") from error
     return rows[0]
+
+
+def _row_path(root: Path, fingerprint: str) -> Path:
+    return root / "ledger" / f"{fingerprint}.parquet"

@@ -14,7 +14,6 @@ from cluster.preflight import check_room
 from cluster.session import Session, connect, messages_on_stderr
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
-from jobs.ledger import WorkFolder
 from jobs.progress import Reporter
 from jobs.task import VideoTask
 
@@ -34,8 +33,6 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
     Raises:
         ClusterError: it does not fit, a pin does not come up, or a pin is not what this job expects.
     """
-    for task in tasks:
-        WorkFolder(task.folder).remove_partials()
     outcomes: list[Outcome] = []
     with connect() as session, messages_on_stderr():
         lanes = lane_count(config.troupe.batch, session.cpus)
@@ -52,7 +49,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
             display.ended(outcome)
 
         with display.following(reporter, tasks):
-            Batch(config, lanes, reporter, ended).run(tasks)
+            Batch(config, lanes, reporter, ended, allow_skew=allow_skew).run(tasks)
     return outcomes
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,22 +71,20 @@ class Plan:
         return tuple(segment for run in self.runs for segment in run.segments)
 
 
-def plan_video(task: VideoTask, progress: Callable[[int], None] | None = None) -> Plan:
+def plan_video(task: VideoTask) -> Plan:
     """Plans a task's video, or reads the plan that an earlier run stored in its work folder.
 
     Raises:
         MediaError: the input is refused, or a companion (a mask video) does not have the same times.
     """
     stored = task.folder / "scan.npz"
-    if stored.is_file():
-        found = Scan.from_bytes(stored.read_bytes())
-    else:
+    found = stored_scan(stored, task.source)
+    if found is None:
         task.folder.mkdir(parents=True, exist_ok=True)
-        found = scan(task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, progress=progress)
+        found = scan(task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder)
         for plane in task.companions:
             _check_companion(task, plane, found)
-        with written_whole(stored) as partial:
-            partial.write_bytes(found.to_bytes())
+        store_scan(stored, found)
     stateful = any(card(step.model).stateful for step in task.steps)
     return make_plan(found, task.segment_seconds, stateful=stateful, warmup=task.warmup_frames)
 
@@ -95,12 +93,25 @@ def companion_scan(task: VideoTask, plane: str) -> Scan:
     """The scan of a companion video, made once and stored beside the plan."""
     path, _ = task.companions[plane]
     stored = task.folder / f"scan-{plane}.npz"
-    if stored.is_file():
-        return Scan.from_bytes(stored.read_bytes())
-    found = scan(path, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder)
+    found = stored_scan(stored, path)
+    if found is None:
+        found = scan(path, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder)
+        store_scan(stored, found)
+    return found
+
+
+def stored_scan(stored: Path, path: Path) -> Scan | None:
+    """The scan of a content that was stored before, for the file that holds it now; None when it must be made."""
+    if not stored.is_file():
+        return None
+    found = Scan.from_bytes(stored.read_bytes(), path, stored.parent)
+    return found if found.source.is_file() else None
+
+
+def store_scan(stored: Path, found: Scan) -> None:
+    """Keeps a scan for later runs."""
     with written_whole(stored) as partial:
         partial.write_bytes(found.to_bytes())
-    return found
 
 
 def make_plan(found: Scan, segment_seconds: float, *, stateful: bool, warmup: int = 0) -> Plan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from actors.model import Step
 from actors.video.encode import EncoderSettings
 from actors.video.limits import Limits
 from actors.video.scan import Scan
+
+#: Packages whose code computes frames: their hash is a task's `code`.
+CODE = ("actors", "jobs")
 
 
 class Composer(Protocol):
@@ -68,6 +72,7 @@ class VideoTask:
         companions: further videos decoded beside the source, by plane name (`{"mask": …}`), with their hashes.
         weights: sha256 by weights' name, of all that the steps use.
         code: hash of the code that computes frames.
+        pins: what the pins of resident models are set to that changes pixels, by model.
         allow_damaged: count damaged frames instead of refusing the input.
         segment_seconds: longest segment.
         warmup_frames: frames before a segment that starts inside a shot; 0 keeps shots whole.
@@ -86,6 +91,7 @@ class VideoTask:
     companions: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
+    pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allow_damaged: bool = False
     segment_seconds: float = 8
     warmup_frames: int = 0
@@ -93,9 +99,13 @@ class VideoTask:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the output's bytes could: input, chain, weights, code, composition, encoder, plan."""
+        """Changes whenever the output's bytes could: input, chain, weights, code, pins, composition, encoder, plan.
+
+        Of two inputs of equal content each has its own, by the output's place below the folder of results.
+        """
         identity = {
             "job": self.name,
+            "output": os.path.relpath(self.output, self.root.parent),
             "source": self.source_hash,
             "steps": [asdict(step) for step in self.steps],
             "finish": dict(self.finish.identity()),
@@ -103,6 +113,7 @@ class VideoTask:
             "companions": {plane: digest for plane, (_, digest) in self.companions.items()},
             "weights": dict(self.weights),
             "code": self.code,
+            "pins": {model: dict(settings) for model, settings in self.pins.items()},
             "damaged": self.allow_damaged,
             "segments": [self.segment_seconds, self.warmup_frames],
         }

@@ -170,7 +170,9 @@ def resize(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
     width, height = size
     if (height, width) == tuple(x.shape[2:]):
         return x
-    return F.interpolate(x, size=(height, width), mode=mode, antialias=True)
+    # A CPU has this kernel in single precision only.
+    y = F.interpolate(x.float() if x.device.type == "cpu" else x, size=(height, width), mode=mode, antialias=True)
+    return y.to(x.dtype)
 
 
 def to_uint8(y: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+#: Codec of a sound stream that nothing here decodes.
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class SoundInfo:
@@ -13,7 +16,7 @@ class SoundInfo:
 
     Attributes:
         index: stream index in the container.
-        codec: decoder name (`aac`, `pcm_s16le`, ...).
+        codec: decoder name (`aac`, `pcm_s16le`, ...) or UNKNOWN.
         rate: samples per second.
         channels: number of channels.
         layout: channel layout by name, empty when the file does not say.
@@ -52,7 +55,7 @@ class MediaInfo:
         transfer: transfer characteristic number of ISO 23091-4 (1 BT.709, 2 unknown, 16 PQ, 18 HLG).
         hdr: tone-mapped from PQ or HLG.
         interlaced: fields were merged by bwdif.
-        index_times: the file's times are missing or out of order; `pts` is index / rate.
+        index_times: times of the file are missing or out of order, and frames are told by their number.
         duration: seconds by the container's header, None when unknown.
         sounds: sound streams in file order.
         notices: everything about this input that the result must report.

@@ -8,8 +8,6 @@ from pathlib import Path
 from actors.video.limits import Limits
 from cluster.errors import MediaError
 
-_REFUSED = {"://": "it is a URL", "%": "'%' in its path", "\n": "line break in its path", "\0": "NUL in its path"}
-
 
 def check_path(path: Path, limits: Limits) -> Path:
     """The absolute path of a regular file that may be opened; refuses by name, kind and size without opening it."""

@@ -12,7 +12,7 @@ from av.sidedata.sidedata import SideData
 from av.video.stream import VideoStream
 
 from actors.video.colour import HLG, PQ, has_alpha, is_full_range, matrix_of
-from actors.video.info import MediaInfo, SoundInfo
+from actors.video.info import UNKNOWN, MediaInfo, SoundInfo
 from actors.video.limits import Limits
 from actors.video.open import check_size
 
@@ -45,7 +45,8 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
     hdr = frame.color_trc in (PQ, HLG)
     if hdr:
         notices.append(f"HDR ({'PQ' if frame.color_trc == PQ else 'HLG'}) tone-mapped to BT.709")
-    if has_alpha(frame):
+    # VP8 and VP9 carry alpha in a second stream of packets, which their decoders here pass over.
+    if has_alpha(frame) or stream.metadata.get("alpha_mode") == "1":
         notices.append("its alpha channel was dropped")
     others = len([s for s in container.streams.video if s.index != stream.index])
     if others:
@@ -72,7 +73,7 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
         interlaced=False,
         index_times=False,
         duration=container.duration / av.time_base if container.duration else None,
-        sounds=_sounds(container),
+        sounds=sounds_of(container),
         notices=tuple(notices),
     ).with_fields_merged(frame.interlaced_frame)
 
@@ -85,7 +86,8 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     return bool(matrix[0] * matrix[4] < matrix[1] * matrix[3])
 
 
-def _sounds(container: InputContainer) -> tuple[SoundInfo, ...]:
+def sounds_of(container: InputContainer) -> tuple[SoundInfo, ...]:
+    """All sound streams; the codec of one that nothing here decodes is UNKNOWN."""
     sounds = []
     for stream in container.streams.audio:
         ctx = stream.codec_context
@@ -93,7 +95,7 @@ def _sounds(container: InputContainer) -> tuple[SoundInfo, ...]:
         sounds.append(
             SoundInfo(
                 index=stream.index,
-                codec=ctx.name if ctx is not None else "unknown",
+                codec=ctx.name if ctx is not None else UNKNOWN,
                 rate=ctx.sample_rate if ctx is not None else 0,
                 channels=ctx.layout.nb_channels if ctx is not None else 0,
                 layout=ctx.layout.name if ctx is not None else "",

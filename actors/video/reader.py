@@ -37,10 +37,10 @@ class Reader:
 
         Args:
             on_packet: called with every packet of every stream before it is decoded; without it only the
-                video's packets are read.
+                video's packets are read. Streams of unknown codecs (phones add such sound) would look like damage.
         """
-        streams = self.container.streams if on_packet else (self.stream,)
-        for packet in self._packets(list(streams)):
+        known = [stream for stream in self.container.streams if stream.codec_context is not None]
+        for packet in self._packets(known if on_packet else [self.stream]):
             ends = packet.size == 0 and packet.dts is None  # one at the end flushes the decoder
             if not ends and on_packet is not None:
                 on_packet(packet)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import av
 from av.container import InputContainer
@@ -24,10 +23,10 @@ def remuxed_path(path: Path, workdir: Path) -> Path:
 
 
 def remux(container: InputContainer, target: Path, name: str, on_packet: Callable[[], None]) -> None:
-    """Copy the video stream and all sound streams to `target`, with their times; written beside, then renamed.
+    """Copy the video stream to `target`, with its times; written beside, then renamed. Sound is read from the original.
 
     Raises:
-        MediaError: the streams cannot be kept in an mp4, or their times go backwards.
+        MediaError: the stream cannot be kept in an mp4, or its times go backwards.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".part")
@@ -37,19 +36,15 @@ def remux(container: InputContainer, target: Path, name: str, on_packet: Callabl
         # The movie's timescale is that of start offsets: at its default of 1000 the first frame moves by up to 0.5 ms.
         options = {"video_track_timescale": str(TIMESCALE), "movie_timescale": str(TIMESCALE)}
         with av.open(str(beside), "w", format="mp4", container_options=options) as out:  # noqa: TID251
-            copies: dict[int, Any] = {}
-            for stream in (video, *container.streams.audio):
-                copies[stream.index] = out.add_stream_from_template(stream)
-            for packet in container.demux([video, *container.streams.audio]):
+            copy = out.add_stream_from_template(video)
+            for packet in container.demux(video):
                 on_packet()
                 if packet.dts is None:
                     continue
-                if packet.stream_index == video.index:
-                    started |= packet.is_keyframe
-                    if not started:  # a recording that begins inside a GOP
-                        continue
-                packet.stream = copies[packet.stream_index]
-                out.mux(packet)
+                started |= packet.is_keyframe
+                if started:  # a recording may begin inside a GOP
+                    packet.stream = copy
+                    out.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
         beside.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error

@@ -53,8 +53,7 @@ class Scan:
     def to_bytes(self) -> bytes:
         """An npz file, for storing beside a plan."""
         head: dict[str, Any] = {
-            "path": str(self.path),
-            "source": str(self.source),
+            "copy": "" if self.source == self.path else self.source.name,
             "info": self.info.to_json(),
             "last_duration": self.last_duration,
             "damaged": self.damaged,
@@ -64,13 +63,18 @@ class Scan:
         return out.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Scan:
-        """The inverse of `to_bytes`."""
+    def from_bytes(cls, data: bytes, path: Path, workdir: Path) -> Scan:
+        """The inverse of `to_bytes`, for the same content wherever it lies now.
+
+        Args:
+            path: the input.
+            workdir: where its remuxed copy is, if it has one.
+        """
         with np.load(io.BytesIO(data), allow_pickle=False) as npz:
             head = json.loads(str(npz["head"]))
             return cls(
-                path=Path(head["path"]),
-                source=Path(head["source"]),
+                path=path,
+                source=workdir / head["copy"] if head["copy"] else path,
                 info=MediaInfo.from_json(head["info"]),
                 pts=npz["pts"],
                 last_duration=head["last_duration"],
@@ -137,7 +141,7 @@ def scan(
     with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         return Scan(
             path=path,
-            source=Path(answer["source"]),
+            source=path if answer["source"] == request["path"] else Path(answer["source"]),
             info=MediaInfo.from_json(answer["info"]),
             pts=arrays["pts"],
             last_duration=answer["last_duration"],

@@ -126,11 +126,10 @@ def extract(source: Path, target: Path, limits: Limits, progress: Callable[[floa
 
 
 def _extract(container: InputContainer, target: Path, progress: Callable[[float], None]) -> list[SoundTrack]:
-    streams = container.streams.audio
+    # The survey has told of those that nothing here decodes (phones add spatial sound beside AAC).
+    streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
     if not streams:
         return []
-    if any(stream.codec_context is None for stream in streams):
-        raise ValueError("a sound stream has a codec that is not known here")
     # One timescale in which each track's start is exact.
     timescale = math.lcm(*(stream.codec_context.sample_rate for stream in streams))
     options = {"movie_timescale": str(timescale if timescale < 2**31 else 1_000_000)}
@@ -141,8 +140,12 @@ def _extract(container: InputContainer, target: Path, progress: Callable[[float]
             tracks[stream.index] = kind(stream, out)
             _describe(stream, tracks[stream.index].stream)
         heard = 0
-        for packet in container.demux(*streams):
-            track = tracks[packet.stream.index]
+        # With the video, whose packets may go on long after the sound: signs of life for who waits.
+        for packet in container.demux(*streams, *container.streams.video):
+            track = tracks.get(packet.stream.index)
+            if track is None:
+                progress(heard)
+                continue
             for ready in track.feed(packet):
                 out.mux_one(ready)
             if track.end >= heard:

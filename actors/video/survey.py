@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from av import Packet, VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from actors.video.info import MediaInfo
+from actors.video.info import UNKNOWN, MediaInfo
 from actors.video.limits import Limits
 from actors.video.open import check_seconds, check_size, open_media, video_stream
-from actors.video.probe import describe
+from actors.video.probe import describe, sounds_of
 from actors.video.reader import Reader
 from actors.video.remux import remux, remuxed_path
 from actors.video.structure import inspect_structure
@@ -47,7 +47,11 @@ def survey(
     """
     with ExitStack() as stack:
         container = stack.enter_context(open_media(path, limits))
-        source, notices = path, []
+        source, sounds, notices = path, sounds_of(container), []
+        if sounds and all(sound.codec == UNKNOWN for sound in sounds):
+            raise MediaError(
+                path.name, "has sound of a codec that is not known here", remedy="convert its sound to AAC"
+            )
         if container.format.name == "mpegts":
             source = remuxed_path(path, workdir)
             if not source.exists():
@@ -62,7 +66,7 @@ def survey(
                 tally.info = describe(container, stream, frame, path.name, limits)
             tally.add(frame, reader.errors)
         info = tally.finish(reader, container.duration, inspect_structure(source).complete, allow_damaged)
-    info = info.with_notice(*notices)
+    info = replace(info, sounds=sounds).with_notice(*notices)
     if tally.damaged:
         info = info.with_notice(f"{tally.damaged} damaged frames, allowed")
     arrays = io.BytesIO()
@@ -167,12 +171,19 @@ class _Tally:
     def _set_times(self, guessed: bool) -> MediaInfo:
         info = self.info
         assert info is not None
-        times = [t for t in self._times if t is not None]
-        pts = np.array(times, np.int64)
         frame_ticks = 1 / info.rate / info.time_base
-        if guessed or len(times) < len(self._times) or bool((np.diff(pts) <= 0).any()):
+        known = _increasing(self._times)
+        pts = np.array(list(known.values()), np.int64)
+        if guessed or 2 * len(known) < len(self._times):
             info = replace(info, index_times=True).with_notice("times missing or out of order: made from index / rate")
             pts = np.array([round(i * frame_ticks) for i in range(len(self._times))], np.int64)
+            self.last_duration = max(1, round(frame_ticks))
+        elif len(known) < len(self._times):
+            wrong = len(self._times) - len(known)
+            info = replace(info, index_times=True).with_notice(
+                f"{wrong} of {len(self._times)} times missing or out of order: put between their neighbours"
+            )
+            pts = _between(known, len(self._times), float(frame_ticks))
             self.last_duration = max(1, round(frame_ticks))
         elif self._durations[0] > 0:
             self.last_duration = self._durations[0]
@@ -204,6 +215,30 @@ class _Tally:
             self.diff.append(float(np.abs(planes - self._before).mean()))
             self.corr.append(_correlation(planes[0], self._before[0]))
         self._before = planes
+
+
+def _increasing(times: Sequence[int | None]) -> dict[int, int]:
+    """Times by index, without those that are missing or do not come after the one before."""
+    known: dict[int, int] = {}
+    last: int | None = None
+    for index, at in enumerate(times):
+        if at is not None and (last is None or at > last):
+            known[index] = last = at
+    return known
+
+
+def _between(known: Mapping[int, int], count: int, frame_ticks: float) -> NDArray[np.int64]:
+    """All times: known ones, others evenly between their neighbours or a frame apart at the ends; int64 [count].
+
+    Where neighbours leave no room, later times move on by as little as it takes.
+    """
+    at = np.interp(np.arange(count), list(known), list(known.values()))
+    first, last = min(known), max(known)
+    at[:first] = known[first] - frame_ticks * np.arange(first, 0, -1)
+    at[last + 1 :] = known[last] + frame_ticks * np.arange(1, count - last)
+    ticks = np.round(at).astype(np.int64)
+    steps = np.arange(count)
+    return np.asarray(np.maximum.accumulate(ticks - steps) + steps, dtype=np.int64)
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

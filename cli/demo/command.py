@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli.manners import Exit, exit_codes
-from cluster.errors import UsageError
+from cli.manners import exit_codes
+from cluster.errors import Exit, UsageError
 
 _NEXT = """
   troupe restage CLIPS/ --preset draft --background '#20405f' -o output/

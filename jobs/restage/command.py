@@ -11,13 +11,11 @@ import typer
 
 from actors.video.background import parse_colour
 from cluster.config import load_config
-from cluster.errors import UsageError
+from cluster.errors import Exit, UsageError
 from cluster.weights import default_store
 from jobs import options
 from jobs.backgrounds import Library, open_once
 from jobs.command import (
-    EXIT_DONE,
-    EXIT_FAILED,
     carry_out,
     choose_encoder,
     exit_with,
@@ -121,12 +119,13 @@ def restage(
             split_shots=split_shots,
             allow_unlicensed=allow_unlicensed,
         )
+        ingest.check_background()
         looked = look_at(inputs, ingest.look, display)
         missing = ingest.missing_weights({look.matte for _, look in looked})
         if dry_run:
             show_plan(ingest, looked, missing, display)
             display.note("nothing was started (--dry-run)")
-            return EXIT_FAILED if display.failures else EXIT_DONE
+            return Exit.SOME_FAILED if display.failures else Exit.DONE
         require_weights(missing, "use --preset draft, which needs none")
         carry_out(
             [(item, partial(ingest.task, item, look)) for item, look in looked],
@@ -138,7 +137,7 @@ def restage(
             preview=preview,
             allow_skew=allow_skew,
         )
-        return EXIT_FAILED if display.summary(len(inputs), output.absolute()) else EXIT_DONE
+        return Exit.SOME_FAILED if display.summary(len(inputs), output.absolute()) else Exit.DONE
 
     exit_with(display, work)
 

@@ -15,7 +15,7 @@ from jobs.inputs import Input
 from jobs.limits import limits_of
 from jobs.plan import Plan, make_plan
 from jobs.restage.ingest import Ingest, Look
-from jobs.restage.settings import LANCZOS, MATTE_NONE
+from jobs.restage.settings import LANCZOS, MATTE_NONE, RestageSettings
 
 
 def show_plan(
@@ -31,13 +31,18 @@ def show_plan(
                 _show(ingest, item, look, Path(folder), display)
             except TroupeError as error:
                 display.failed(str(item.path), str(error))
-    for name in missing:
-        display.note(f"weights missing: {name} (troupe weights fetch {name})")
+    used = {model for _, look in looked for model in (ingest.settings.upscale, look.matte)} - {LANCZOS, MATTE_NONE}
+    needed = sorted({name for model in used for name in card(model).weights})
+    display.emit("weights", present=[name for name in needed if name not in missing], missing=list(missing))
+    for name in needed:
+        display.note(
+            f"weights missing: {name} (troupe weights fetch {name})" if name in missing else f"weights: {name}"
+        )
 
 
 def _show(ingest: Ingest, item: Input, look: Look, folder: Path, display: Display) -> None:
     settings, config = ingest.settings, ingest.config
-    size = output_size((look.found.info.width, look.found.info.height), settings.parsed_target)
+    size = output_size((look.info.width, look.info.height), settings.parsed_target)
     models = [model for model in (settings.upscale, look.matte) if model not in (LANCZOS, MATTE_NONE)]
     stateful = any(card(model).stateful for model in models)
     batch = config.troupe.batch
@@ -45,12 +50,15 @@ def _show(ingest: Ingest, item: Input, look: Look, folder: Path, display: Displa
     scanned = scan(item.path, limits, allow_damaged=ingest.allow_damaged, workdir=folder)
     warmup = batch.warmup_frames if ingest.split_shots else 0
     plan = make_plan(scanned, batch.segment_seconds, stateful=stateful, warmup=warmup)
-    _report(item, plan, size, settings.upscale, look.matte, display)
+    _report(item, plan, size, settings, look.matte, display)
 
 
-def _report(item: Input, plan: Plan, size: tuple[int, int], upscale: str, matte: str, display: Display) -> None:
-    info = plan.scan.info
-    megapixels = len(plan.scan) * info.width * info.height / 1e6
+def _report(
+    item: Input, plan: Plan, size: tuple[int, int], settings: RestageSettings, matte: str, display: Display
+) -> None:
+    info, upscale = plan.scan.info, settings.upscale
+    reduced = min(1.0, (settings.max_input or min(info.width, info.height)) / min(info.width, info.height))
+    megapixels = len(plan.scan) * info.width * info.height * reduced**2 / 1e6
     runs = [[[s.first, s.last] for s in run.segments] for run in plan.runs]
     display.emit(
         "plan",

@@ -14,6 +14,7 @@ from actors.video.background import open_background
 from actors.video.compose import Composer as Overlaying
 from actors.video.limits import Limits
 from actors.video.scan import Scan
+from jobs.plan import stored_scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class _Restager:
         width, height = finish.size
         self._background = None
         if finish.background is not None:
-            known = Scan.from_bytes(finish.background_scan.read_bytes()) if finish.background_scan else None
+            stored = finish.background_scan
+            known = stored_scan(stored, Path(finish.background)) if stored else None
             self._background = open_background(
                 finish.background, width, height, finish.limits, workdir=Path(), scanned=known
             )

@@ -14,17 +14,19 @@ from actors.upscale.sizes import output_size
 from actors.video.background import parse_colour
 from actors.video.encode import EncoderSettings
 from actors.video.image import SUFFIXES
+from actors.video.info import MediaInfo
 from actors.video.limits import Limits
-from actors.video.scan import Inspection, inspect, scan
+from actors.video.scan import inspect, scan
 from cluster.config import Config
 from cluster.errors import MediaError
-from cluster.files import sha256_of, written_whole
+from cluster.files import sha256_of
 from cluster.identity import code_hash
 from cluster.weights import WeightsStore
-from jobs.backgrounds import Library
+from jobs.backgrounds import Library, open_once
 from jobs.backgrounds import resolve as resolve_background
 from jobs.inputs import Input, mask_of
 from jobs.limits import limits_of
+from jobs.plan import store_scan, stored_scan
 from jobs.restage.finish import Restaging
 from jobs.restage.settings import (
     LANCZOS,
@@ -35,14 +37,21 @@ from jobs.restage.settings import (
     MATTE_NONE,
     RestageSettings,
 )
-from jobs.task import VideoTask
+from jobs.task import CODE, VideoTask
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a first look at an input found, and the matte that fits it."""
+    """What a first look at an input found.
 
-    found: Inspection
+    Attributes:
+        info: of its header.
+        screen: `green` or `blue` when its border is one flat colour, else None.
+        matte: what fits it.
+    """
+
+    info: MediaInfo
+    screen: str | None
     matte: str
 
 
@@ -79,7 +88,22 @@ class Ingest:
             MediaError: it is refused, or the chosen matte cannot work on it.
         """
         found = inspect(item.path, limits_of(self.config))
-        return Look(found, self._matte(item, found))
+        screen = border_screen(found.first)
+        return Look(found.info, screen, self._matte(item, screen))
+
+    def check_background(self) -> None:
+        """What would fail for every clip is told once, before any is looked at.
+
+        Raises:
+            UsageError: it is no colour, file or category, or the category is empty or not licensed.
+            MediaError: the file is refused or broken.
+        """
+        if self.settings.matte != MATTE_NONE and self.settings.background is not None:
+            chosen = resolve_background(
+                self.settings.background, self.library, "", allow_unlicensed=self.allow_unlicensed
+            )
+            if parse_colour(chosen) is None:
+                open_once(Path(chosen).absolute(), limits_of(self.config))
 
     def missing_weights(self, mattes: Collection[str]) -> list[str]:
         """Names of weights that the upscaler and these mattes need and the store does not have."""
@@ -94,9 +118,9 @@ class Ingest:
             UsageError: the background's category is empty or has no licence, or the size cannot be made.
             WeightsError: weights are missing or damaged.
         """
-        settings, found, matte = self.settings, look.found, look.matte
-        size = output_size((found.info.width, found.info.height), settings.parsed_target)
-        steps = self._steps(matte, size, found)
+        settings, matte = self.settings, look.matte
+        size = output_size((look.info.width, look.info.height), settings.parsed_target)
+        steps = self._steps(look, size)
         digest = self._hash(item.path)
         mask = mask_of(item.path) if matte == MATTE_GIVEN else None
         batch = self.config.troupe.batch
@@ -112,17 +136,21 @@ class Ingest:
             limits=limits_of(self.config),
             companions={} if mask is None else {"mask": (mask, self._hash(mask))},
             weights=self._weights(steps),
-            code=code_hash("actors", "jobs"),
+            code=code_hash(*CODE),
+            pins={
+                step.model: self.config.pin_of(step.model).pixel_settings()
+                for step in steps
+                if card(step.model).resident
+            },
             allow_damaged=self.allow_damaged,
             segment_seconds=batch.segment_seconds,
             warmup_frames=batch.warmup_frames if self.split_shots else 0,
             settings=settings.model_dump(),
         )
 
-    def _matte(self, item: Input, found: Inspection) -> str:
+    def _matte(self, item: Input, screen: str | None) -> str:
         wanted = self.settings.matte
         has_mask = mask_of(item.path) is not None
-        screen = border_screen(found.first)
         if wanted == MATTE_AUTO:
             return MATTE_GIVEN if has_mask else MATTE_CHROMA if screen else MATTE_FALLBACK
         if wanted == MATTE_GIVEN and not has_mask:
@@ -139,23 +167,23 @@ class Ingest:
             )
         return wanted
 
-    def _steps(self, matte: str, size: tuple[int, int], found: Inspection) -> tuple[Step, ...]:
+    def _steps(self, look: Look, size: tuple[int, int]) -> tuple[Step, ...]:
         settings = self.settings
         steps = []
         if settings.upscale != LANCZOS:
             load = {} if settings.denoise is None else {"denoise": settings.denoise}
             params = {"size": list(size), "max_input": settings.max_input}
             steps.append(Step(settings.upscale, load, params))
-        if matte != MATTE_NONE:
-            steps.append(Step(matte, {}, self._matte_params(matte, found)))
+        if look.matte != MATTE_NONE:
+            steps.append(Step(look.matte, {}, self._matte_params(look)))
         # `lanczos` is no step: it adds nothing that a matte could use, so the conversion for the encoder does it.
         return tuple(steps)
 
-    def _matte_params(self, matte: str, found: Inspection) -> dict[str, Any]:
-        if matte == MATTE_CHROMA:
+    def _matte_params(self, look: Look) -> dict[str, Any]:
+        if look.matte == MATTE_CHROMA:
             # One screen colour for the whole clip, so that no frame is keyed by the other.
-            return {"screen": border_screen(found.first)}
-        return {"long_side": self.settings.long_side} if card(matte).stateful else {}
+            return {"screen": look.screen}
+        return {"long_side": self.settings.long_side} if card(look.matte).stateful else {}
 
     def _finish(self, size: tuple[int, int], digest: str, matte: str) -> Restaging:
         limits = limits_of(self.config)
@@ -175,11 +203,9 @@ class Ingest:
         if path.suffix.lower() in SUFFIXES:
             return None
         stored = self.root / "backgrounds" / self._hash(path)[:20] / "scan.npz"
-        if not stored.is_file():
+        if stored_scan(stored, path) is None:
             stored.parent.mkdir(parents=True, exist_ok=True)
-            found = scan(path, limits, workdir=stored.parent)
-            with written_whole(stored) as partial:
-                partial.write_bytes(found.to_bytes())
+            store_scan(stored, scan(path, limits, workdir=stored.parent))
         return stored
 
     def _weights(self, steps: tuple[Step, ...]) -> Mapping[str, str]:

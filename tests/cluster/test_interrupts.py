@@ -1,29 +1,13 @@
-"""Ctrl-C is never lost: it ends the process at once, or comes when what must be whole is whole."""
+"""Ctrl-C is never lost: it ends the process, and all that it started, at once."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from cluster.interrupts import held_back
-
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_interrupt_comes_at_the_end_of_what_must_be_whole() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append("whole")
-    assert done == ["whole"]
-    with held_back():
-        pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupt_before_anything_was_started_ends_the_process_without_a_word() -> None:

@@ -59,8 +59,7 @@ def task_of(source: Path, output: Path, config: Config | None = None, **chosen: 
 def do_segments(task: VideoTask, plan: Plan, config: Config | None = None) -> int:
     """Every run of the plan; returns the frames that were encoded now."""
     return sum(
-        run_segments(task, plan, run, config or config_of(), on_frames=_ignore, on_note=_ignore).frames
-        for run in plan.runs
+        run_segments(task, plan, run, config or config_of(), on_frames=_ignore, on_note=_ignore) for run in plan.runs
     )
 
 

@@ -16,14 +16,15 @@ import pytest
 from actors.catalogue import CARDS
 from actors.model import Step
 from cluster.errors import JobError, UsageError
+from cluster.files import partial_path
 from jobs.assemble import assemble, row_of
-from jobs.ledger import ROW, WorkFolder, output_lock, read_row, write_row
+from jobs.ledger import ROW, WorkFolder, output_lock, read_row, remove_partials, write_row
 from jobs.plan import Plan, plan_video
 from jobs.task import VideoTask
 from tests.broken import write_damaged
 from tests.jobs.command import ROOT
 from tests.jobs.inprocess import config_of, do_segments, restage, task_of
-from tests.media import Sound, write_clip
+from tests.media import Sound, number, read_rgb, write_clip
 from tests.models import TEST_CARDS
 
 pytestmark = pytest.mark.usefixtures("test_models")
@@ -50,7 +51,7 @@ def work(done_once: tuple[VideoTask, Plan], tmp_path: Path) -> Work:
     """The same in a folder of the test's own."""
     made, plan = done_once
     shutil.copytree(made.output.parent, tmp_path / "out")
-    task = replace(made, root=tmp_path / "out" / ".troupe", output=tmp_path / "out" / "a.mp4")
+    task = replace(made, root=tmp_path / "out" / ".troupe", output=tmp_path / "out" / made.output.name)
     folder = WorkFolder(task.folder)
     assert list(folder.all_done(plan)) == [0, 1, 2, 3]
     return task, plan, folder
@@ -121,12 +122,20 @@ def test_interrupted_work_gives_the_file_of_undisturbed_work(work: Work, tmp_pat
     assert final(again, plan_video(again)) == expected
 
 
-def test_partial_files_are_removed_and_finished_ones_kept(work: Work) -> None:
+def test_partial_files_are_removed_wherever_they_lie_and_finished_ones_kept(work: Work) -> None:
     task, plan, folder = work
-    left = task.folder / ".00007.mp4.4711-deadbeef.part"
-    left.write_bytes(b"half")
-    folder.remove_partials()
-    assert not left.exists()
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    halves = [
+        task.folder / ".00007.mp4.4711-deadbeef.part",
+        task.folder / "stream-0123.mp4.part",
+        partial_path(task.output),
+    ]
+    mine = task.output.parent / "notes.part"
+    for path in (*halves, mine):
+        path.write_bytes(b"half")
+    remove_partials(task.root, [task.output])
+    assert not any(path.exists() for path in halves)
+    assert mine.exists()
     assert len(folder.all_done(plan)) == 4
 
 
@@ -227,3 +236,40 @@ def test_allowed_damage_is_counted_in_the_row(tmp_path: Path) -> None:
     _, row = restage(tmp_path / "a.mp4", tmp_path / "out", config_of(), allow_damaged=True)
     assert row["damaged"] > 0
     assert any("damaged frames" in notice for notice in row["notices"])
+
+
+def test_stored_plan_follows_its_content_to_another_name(tmp_path: Path) -> None:
+    """Clips that were renumbered: each result shows its own clip, with its own sound."""
+    first, second = (
+        write_clip(tmp_path / f"{n}.mp4", frames=20, width=64, height=48, first=n * 100, sounds=(Sound(),)).path
+        for n in (1, 2)
+    )
+    restage(first, tmp_path / "out")
+    first.rename(tmp_path / "moved.mp4")
+    second.rename(first)
+    (tmp_path / "moved.mp4").rename(second)
+    task = task_of(second, tmp_path / "out")
+    kept = next((tmp_path / "out" / ".troupe").glob("*/scan.npz"))
+    task.folder.mkdir(parents=True)
+    shutil.copy(kept, task.folder / "scan.npz")
+    plan = plan_video(task)
+    do_segments(task, plan)
+    assemble(task, plan)
+    assert [number(frame) for frame in read_rgb(task.output)] == list(range(100, 120))
+
+
+def test_clips_of_equal_content_and_pins_of_other_settings_have_work_folders_of_their_own(tmp_path: Path) -> None:
+    one = write_clip(tmp_path / "a.mp4", frames=4, width=64, height=48).path
+    two = Path(shutil.copy(one, tmp_path / "b.mp4"))
+    tasks = [task_of(path, tmp_path / "out") for path in (one, two)]
+    tasks.append(replace(tasks[0], pins={"realesrgan-x4plus": {"tile": 512}}))
+    assert len({task.fingerprint for task in tasks}) == 3
+    elsewhere = replace(tasks[0], root=tmp_path / "moved/.troupe", output=tmp_path / "moved" / tasks[0].output.name)
+    assert elsewhere.fingerprint == tasks[0].fingerprint
+
+
+def test_output_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    refused = r"cannot be written to: .*choose another -o"
+    with pytest.raises(UsageError, match=refused), output_lock(tmp_path / "out/.troupe"):
+        pass

@@ -99,12 +99,13 @@ def test_parents_sigkill_leaves_no_process(found: Scan, tmp_path: Path, busy: bo
         "import sys\nfrom pathlib import Path\n"
         "from actors.video.decode import Decoder\nfrom actors.video.limits import Limits\n"
         "from actors.video.scan import Scan\n"
-        "decoder = Decoder(Scan.from_bytes(Path(sys.argv[1]).read_bytes()), Limits())\n"
+        "stored, clip = Path(sys.argv[1]), Path(sys.argv[3])\n"
+        "decoder = Decoder(Scan.from_bytes(stored.read_bytes(), clip, stored.parent), Limits())\n"
         "next(decoder.frames(0, 1))\nprint(decoder.pid, flush=True)\n"
         "while sys.argv[2] == 'True':\n    list(decoder.frames(0, 60))\n"
         "sys.stdin.read()\n"
     )
-    command = [sys.executable, "-c", script, str(stored), str(busy)]
+    command = [sys.executable, "-c", script, str(stored), str(busy), str(found.path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

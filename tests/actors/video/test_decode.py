@@ -11,11 +11,15 @@ import pytest
 from av.video.reformatter import ColorRange
 
 from actors.video.decode import Decoder
+from actors.video.info import UNKNOWN
 from actors.video.limits import Limits
 from actors.video.scan import Scan, inspect, scan
+from actors.video.sound import extract_sound
+from cluster.errors import MediaError
 from tests.broken import write_damaged
 from tests.media import GREEN, Clip, Look, Sound, draw, has_flash, number, write_clip
 
+MS = Fraction(1, 1000)
 LIMITS = Limits(stall_seconds=120)
 TEN_BIT, FULL, HD = Look("yuv420p10le"), Look(full_range=True), {"width": 1280, "height": 720, "frames": 6}
 X265 = {"preset": "medium", "x265-params": "log-level=none:open-gop=1:bframes=3:pools=1"}
@@ -201,7 +205,7 @@ def test_what_is_not_applied_is_reported(tmp_path: Path) -> None:
 def test_scan_survives_storing(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", sounds=(Sound(),))
     found = scan(clip.path, LIMITS, workdir=tmp_path)
-    again = Scan.from_bytes(found.to_bytes())
+    again = Scan.from_bytes(found.to_bytes(), clip.path, tmp_path)
     assert again.info == found.info
     assert (again.path, again.source, again.last_duration) == (found.path, found.source, found.last_duration)
     for name in ("pts", "diff", "corr"):
@@ -226,3 +230,36 @@ def test_real_clips(clip: str, shared: Path, tmp_path: Path) -> None:
     with Decoder(found, LIMITS) as decoder:
         order = list(decoder.frames(40, 80))
         np.testing.assert_array_equal(next(decoder.frames(60, 61)), order[20])
+
+
+def test_times_out_of_order_cost_themselves_alone(tmp_path: Path) -> None:
+    """A late start and a variable rate stay; a time that comes twice or too early is put between its neighbours."""
+    right = [1500, 1540, 1580, 1700, 1740, 1800, 1900, 2000]
+    clip = write_clip(tmp_path / "a.mkv", frames=8, width=64, height=48, codec="ffv1", pts=right, time_base=MS)
+    data = clip.path.read_bytes()
+    for at, wrong in ((1580, 1540), (1800, 1640)):
+        # A block of track 1: the time since its cluster's, which is the first frame's, and no flags.
+        before, after = (b"\x81" + (ticks - 1500).to_bytes(2, "big") + b"\x00" for ticks in (at, wrong))
+        assert data.count(before) == 1
+        data = data.replace(before, after)
+    clip.path.write_bytes(data)
+    found = scan(clip.path, LIMITS, workdir=tmp_path)
+    assert found.pts.tolist() == [1500, 1540, 1620, 1700, 1740, 1820, 1900, 2000]
+    assert any("2 of 8 times missing or out of order" in notice for notice in found.info.notices)
+    with Decoder(found, LIMITS) as decoder:
+        assert [number(frame) for frame in decoder.frames(2, 8)] == list(range(2, 8))
+
+
+def test_sound_of_an_unknown_codec_is_told_and_left_out_beside_sound_that_is_known(tmp_path: Path) -> None:
+    """As phones write it: AAC, and spatial sound that only the maker's own players decode."""
+    clip = write_clip(tmp_path / "a.mp4", frames=30, sounds=(Sound(), Sound()))
+    head, _, tail = clip.path.read_bytes().rpartition(b"mp4a")
+    clip.path.write_bytes(head + b"apac" + tail.replace(b"esds", b"free"))
+    found = scan(clip.path, LIMITS, workdir=tmp_path)
+    assert [sound.codec for sound in found.info.sounds] == ["aac", UNKNOWN]
+    sound = extract_sound(clip.path, tmp_path / "sound.mp4", LIMITS)
+    assert sound is not None
+    assert [track.codec for track in sound.tracks] == ["aac"]
+    clip.path.write_bytes(clip.path.read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"free"))
+    with pytest.raises(MediaError, match="sound of a codec that is not known here; convert its sound to AAC"):
+        scan(clip.path, LIMITS, workdir=tmp_path)
