@@ -8,7 +8,7 @@ from cluster.config import BatchSettings, PinSettings
 from cluster.errors import ClusterError
 from cluster.session import Session
 
-#: Planner, assembler and the largest other task of a batch each take a lane's share of a CPU.
+#: One planner and one assembler, with a lane's share of a CPU each, are enough to go on; more wait their turn.
 _TASKS = 2
 _MIB = 2**20
 

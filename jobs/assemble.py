@@ -13,7 +13,7 @@ from actors.video.info import UNKNOWN
 from actors.video.join import join
 from actors.video.sound import extract_sound
 from actors.video.verify import verify
-from cluster.files import publish, sha256_of
+from cluster.files import publish
 from jobs.ledger import WorkFolder, write_row
 from jobs.plan import Plan
 from jobs.task import VideoTask
@@ -39,7 +39,7 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
     joined, sounds = work.path / "joined.mp4", work.path / "sound.mp4"
     # From the input itself: a remuxed copy passes MPEG-2 sound off as MP3.
     sound = extract_sound(scan.path, sounds, task.limits)
-    join(
+    made = join(
         [work.segment_path(segment) for segment in plan.segments],
         joined,
         pts=scan.pts,
@@ -57,7 +57,6 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
         threads=task.limits.decode_threads,
     )
     verified_at = time.perf_counter()
-    digest, size = sha256_of(joined), joined.stat().st_size
     task.output.parent.mkdir(parents=True, exist_ok=True)
     publish(joined, task.output)
     seconds: dict[str, float] = {}
@@ -86,8 +85,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
         retries=sum(segment.retries for segment in done.values()),
         seconds=json.dumps({stage: round(spent, 3) for stage, spent in seconds.items()}),
         notices=notices,
-        output_bytes=size,
-        output_sha256=digest,
+        output_bytes=made.nbytes,
+        output_sha256=made.sha256,
     )
     write_row(task.root, row)
     work.remove_segments()

@@ -153,18 +153,20 @@ class Batch:
             self._broken = error
 
     def _assemble(self) -> None:
-        """The assembler's thread: a Ray task a video, so that a cluster's nodes share the work."""
+        """The assembler's thread: a Ray task a video, so that a cluster's nodes share the work; as many as lanes."""
         work = ray.remote(num_cpus=self._config.troupe.batch.lane_cpus, max_retries=2)(_assemble_planned)
         pending: dict[ray.ObjectRef, VideoTask] = {}
         more = True
         while more or pending:
-            with contextlib.suppress(queue.Empty):
-                task = self._finished.get(timeout=_POLL_SECONDS)
-                more = task is not None
-                if task is not None:
-                    self._reporter.put(task.fingerprint, stage="assembling")
-                    pending[work.remote(task)] = task
-            for ref in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0] if pending else []:
+            if more and len(pending) < self._lanes:
+                with contextlib.suppress(queue.Empty):
+                    task = self._finished.get(timeout=_POLL_SECONDS)
+                    more = task is not None
+                    if task is not None:
+                        self._reporter.put(task.fingerprint, stage="assembling")
+                        pending[work.remote(task)] = task
+            full = not more or len(pending) == self._lanes
+            for ref in ray.wait(list(pending), timeout=_POLL_SECONDS if full else 0)[0] if pending else []:
                 self._assembled(ref, pending.pop(ref))
 
     def _assembled(self, ref: ray.ObjectRef, task: VideoTask) -> None:

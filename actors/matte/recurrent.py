@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actors.frames import Carry, FrameBatch, UInt8
 from actors.model import Model, Setup
-from actors.networks.load import load_network
+from actors.networks.load import DTYPES, load_network
 from actors.networks.rvm import MattingNetwork, States
 from actors.networks.rvm.matting import Variant
 from cluster.errors import UsageError, WeightsError
@@ -19,8 +19,6 @@ from cluster.errors import UsageError, WeightsError
 #: Longest side at which the network looks unless told otherwise: what the authors advise for full bodies
 #: (ratio 0.6 at 720p, 0.4 at 1080p, 0.2 at 4K).
 LONG_SIDE = 768
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class RecurrentMatte:
@@ -84,7 +82,7 @@ def load_recurrent(setup: Setup, variant: Variant) -> Model:
     if not isinstance(network, MattingNetwork) or network.variant != variant:
         found = f"RVM {network.variant}" if isinstance(network, MattingNetwork) else type(network).__name__
         raise WeightsError(path.name, f"holds {found}, not RVM {variant}", remedy="import the file under its own name")
-    return RecurrentMatte(network, setup.device, _DTYPES[setup.dtype], setup.micro_batch)
+    return RecurrentMatte(network, setup.device, DTYPES[setup.dtype], setup.micro_batch)
 
 
 def _ratio(params: Mapping[str, Any], width: int, height: int) -> float:

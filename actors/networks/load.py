@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actors.model import Dtype
 from actors.networks import rrdb, rvm, srvgg
 from cluster.errors import WeightsError
 
@@ -28,6 +29,10 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
 WRAPPERS = ("params_ema", "params", "state_dict")
 #: How many keys an error lists.
 SHOWN = 6
+
+
+#: Arithmetic by its name in the configuration.
+DTYPES: Mapping[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.frames import Carry, FrameBatch, UInt8
 from actors.model import Dtype, Setup
-from actors.networks.load import Loaded, load_blend, load_network
+from actors.networks.load import DTYPES, Loaded, load_blend, load_network
 from actors.networks.rrdb import RRDBNet
 from actors.networks.srvgg import SRVGGNetCompact
 from actors.upscale.sizes import reduced_size
@@ -21,7 +21,6 @@ from cluster.errors import UsageError, WeightsError
 
 Network = SRVGGNetCompact | RRDBNet
 
-DTYPES: Mapping[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 #: Strength of general-x4v3's denoising when none is asked for, as in Real-ESRGAN's own tools.
 DENOISE = 0.5

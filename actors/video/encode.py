@@ -17,7 +17,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from av.video.stream import VideoStream
 
-from actors.video.own import create_mp4, mp4_timescale, open_own
+from actors.video.own import create_mp4, mp4_timescale
 from actors.video.yuv import MATRIX_BT709
 from cluster.errors import JobError, UsageError
 from cluster.files import partial_path, publish, sha256_of
@@ -74,12 +74,11 @@ class EncoderSettings:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A finished segment file: its frames, bytes and hash, and the decoder set-up (avcC) that all segments share."""
+    """A finished segment file: frames and bytes in it, and its hash."""
 
     frames: int
     nbytes: int
     sha256: str
-    extradata: bytes
 
 
 class SegmentWriter:
@@ -165,9 +164,7 @@ class SegmentWriter:
         try:
             self._out.mux(self._stream.encode(None))
             self._out.close()
-            with open_own(self._partial) as written:
-                extradata = written.streams.video[0].codec_context.extradata or b""
-            info = SegmentInfo(self._frames, self._partial.stat().st_size, sha256_of(self._partial), bytes(extradata))
+            info = SegmentInfo(self._frames, self._partial.stat().st_size, sha256_of(self._partial))
             publish(self._partial, self.path)
         except BaseException:
             self._partial.unlink(missing_ok=True)

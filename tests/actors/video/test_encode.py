@@ -92,7 +92,6 @@ def test_the_info_describes_the_published_file(tmp_path: Path) -> None:
     assert not path.exists()
     info = writer.close()
     assert (info.frames, info.nbytes, info.sha256) == (4, path.stat().st_size, sha256_of(path))
-    assert info.extradata
     assert [p.name for p in tmp_path.iterdir()] == ["s.mp4"]
 
 
