@@ -23,6 +23,8 @@ class Sampler:
     decord loads its libraries with global symbols; an OpenCV loaded after it binds to decord's old zlib and can read
     no PNG any more. So OpenCV is loaded by this module, and decord as late as this.
 
+    Between reads decord decodes ahead without bound: read what is needed at once, then drop the sampler.
+
     Raises:
         JobError: (all methods) the file cannot be read.
     """

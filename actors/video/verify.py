@@ -94,10 +94,7 @@ def _wrong(final: Path, reason: str, place: str = "verification") -> JobError:
 
 def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threads: int) -> int:
     """Every frame's time, and decord's reading of a few; the number of those."""
-    reader = Sampler(final)
-    if len(reader) != len(pts):
-        raise _wrong(final, f"decord finds {len(reader)} frames, the plan has {len(pts)}")
-    samples = {int(i) for i in np.linspace(0, len(pts) - 1, SAMPLES).round()}
+    samples = _sampled(final, len(pts))
     index = 0
     with open_own(final) as container:
         stream = container.streams.video[0]
@@ -114,13 +111,22 @@ def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threa
             if found != expected:
                 raise _wrong(final, f"is shown at {found} s, the source's at {expected} s", place)
             if index in samples:
-                difference = np.abs(reader[index].astype(np.int16) - frame.to_ndarray(format="rgb24"))
+                difference = np.abs(samples[index].astype(np.int16) - frame.to_ndarray(format="rgb24"))
                 if int(difference.max()) > LEVELS:
                     raise _wrong(final, f"decord reads it {int(difference.max())} levels differently", place)
             index += 1
     if index != len(pts):
         raise _wrong(final, f"has {index} frames, the plan {len(pts)}")
     return len(samples)
+
+
+def _sampled(final: Path, count: int) -> dict[int, NDArray[np.uint8]]:
+    """Frames as decord reads them, by index. At once, with nothing between: decord decodes ahead while it waits, and
+    keeps it all, 2 GiB of a quarter of an hour."""
+    reader = Sampler(final)
+    if len(reader) != count:
+        raise _wrong(final, f"decord finds {len(reader)} frames, the plan has {count}")
+    return {int(i): reader[int(i)] for i in np.linspace(0, count - 1, SAMPLES).round()}
 
 
 def _check_sounds(final: Path, sounds: Sequence[SoundTrack]) -> float:
