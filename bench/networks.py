@@ -49,6 +49,7 @@ MATTE_LONG_SIDE = 768
 #: Steps are timed in chunks of about this many seconds, so that launching work ahead of the GPU counts as it does in
 #: a running job.
 CHUNK_SECONDS = 0.1
+_PLAIN = "--plain"
 
 Inputs = tuple[Tensor, ...]
 Step = Callable[[], object]
@@ -274,6 +275,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp16 on CUDA, fp32 on a CPU unless given")
     parser.add_argument("--batch", type=int, default=1, help="frames a step")
     parser.add_argument("--seconds", type=float, default=5.0, help="time a cell may measure for")
+    parser.add_argument(_PLAIN, action="store_true", help="without what a pin's process is given (actors/cpu.py)")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("fp16" if args.device == "cuda" else "fp32")
@@ -315,5 +317,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_as_pin("bench.networks")
+    if _PLAIN not in sys.argv:
+        run_as_pin("bench.networks")
     main()

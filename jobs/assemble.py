@@ -64,7 +64,8 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
         for stage, spent in segment.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
     seconds |= {"join": joined_at - begun, "verify": verified_at - joined_at}
-    notices = list(scan.info.notices)
+    # Each once, in the order of their first segment.
+    notices = [*scan.info.notices, *dict.fromkeys(notice for index in sorted(done) for notice in done[index].notices)]
     if scan.damaged:
         notices.append(f"{scan.damaged} damaged frames (--allow-damaged)")
     if sound:

@@ -18,7 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -236,12 +236,7 @@ class Lane:
             # A context on the GPU costs memory that belongs to the pins.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
-            if self._code != task.code and not self._allow_skew:
-                raise ClusterError(
-                    f"the lane on {platform.node()}",
-                    f"runs other code ({self._code}) than this job ({task.code})",
-                    remedy="install the same version on every node, or pass --allow-skew",
-                )
+            task = self._with_skew(task)
             plan = plan_video(task)
             self._reporter.put(task.fingerprint, stage="running")
             run_segments(
@@ -255,6 +250,19 @@ class Lane:
         except Exception as error:
             return {**answer, "error": _error_text(task, error)}
         return answer
+
+    def _with_skew(self, task: VideoTask) -> VideoTask:
+        """The task with a notice when this process's code is not the job's; refused unless that is allowed."""
+        if self._code == task.code:
+            return task
+        where = f"the lane on {platform.node()}"
+        reason = f"runs other code ({self._code}) than this job ({task.code})"
+        if not self._allow_skew:
+            remedy = "install the same version on every node, or pass --allow-skew"
+            raise ClusterError(where, reason, remedy=remedy)
+        notice = f"{where} {reason} (--allow-skew)"
+        self._reporter.put(task.fingerprint, note=notice)
+        return replace(task, notices=(*task.notices, notice))
 
 
 def warm_workers(count: int) -> None:

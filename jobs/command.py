@@ -178,7 +178,7 @@ def carry_out(
         for name in sorted(name for name in used if not store.find(name).official):
             display.note(f"weights {name}: not the official file (`troupe weights list`)")
         remove_partials(root, [task.output for task in tasks])
-        todo = _unfinished(tasks, display, force=force)
+        todo = unfinished(tasks, display, force=force)
         done = {task.fingerprint for task in tasks} - {task.fingerprint for task in todo}
         if todo:
             use_token(os.environ)
@@ -190,7 +190,7 @@ def carry_out(
             _preview([task for task in tasks if task.fingerprint in done], config, display)
 
 
-def _unfinished(tasks: Sequence[VideoTask], display: Display, *, force: bool) -> list[VideoTask]:
+def unfinished(tasks: Sequence[VideoTask], display: Display, *, force: bool) -> list[VideoTask]:
     """Tasks without a finished output; `force` first forgets what was done, once for all of them."""
     if force:
         display.note("every video is done again; to go on after an interruption, leave --force away")

@@ -36,6 +36,7 @@ class Display:
     def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
         self.mode = mode
         self.failures: list[str] = []
+        self._told: set[tuple[str, str]] = set()
         # This very stream: while Ray runs, `sys.stdout` is another (`cluster.session.messages_on_stderr`).
         self._out = sys.stdout
         self._console = Console(file=sys.stderr if mode == "json" else self._out, highlight=False, soft_wrap=True)
@@ -100,35 +101,46 @@ class Display:
     def following(self, reporter: Reporter, tasks: Sequence[VideoTask]) -> Iterator[None]:
         """Shows the board's state until the block ends."""
         stop = threading.Event()
+        names = {task.fingerprint: task.source.name for task in tasks}
         follow = self._bars if self.mode == "bars" else self._lines
-        thread = threading.Thread(target=follow, args=(reporter, tasks, stop), name="display", daemon=True)
+        thread = threading.Thread(target=follow, args=(reporter, names, stop), name="display", daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join(5)
+            self._tell_notes(reporter.snapshot(), names)
 
-    def _lines(self, reporter: Reporter, tasks: Sequence[VideoTask], stop: threading.Event) -> None:
+    def _tell_notes(self, board: dict[str, VideoProgress], names: dict[str, str]) -> None:
+        """What lanes noted of their videos since the last time: calls that are repeated, other code."""
+        for key, state in board.items():
+            for note in state.notes:
+                if (key, note) not in self._told:
+                    self._told.add((key, note))
+                    self.note(f"{names[key]}: {note}")
+
+    def _lines(self, reporter: Reporter, names: dict[str, str], stop: threading.Event) -> None:
         pace = _Pace()
         shown, before = 0.0, -1
-        names = {task.fingerprint: task.source.name for task in tasks}
         while not stop.wait(_POLL_SECONDS):
             board = reporter.snapshot()
+            self._tell_notes(board, names)
             done, total = _sums(board)
             now = time.monotonic()
             if not total or done == before or now - shown < _LINE_SECONDS:
                 continue
             shown, before = now, done
             rate = pace.rate(done)
-            eta = _eta(board, len(tasks), rate)
-            running = [names[key] for key, state in board.items() if key in names and state.stage == "running"]
+            eta = _eta(board, len(names), rate)
+            running = [names[key] for key, state in board.items() if state.stage == "running"]
             self.emit("progress", frames=done, of=total, fps=round(rate, 2), eta_s=eta, running=running)
             if self.mode == "lines":
-                left = "" if eta is None else f", {eta:.0f} s left"
-                self._console.print(f"{done}/{total} frames, {rate:.1f} fps{left}: {', '.join(running)}", markup=False)
+                speed = "" if eta is None else f", {rate:.1f} fps, {eta:.0f} s left"
+                at_work = f": {', '.join(running)}" if running else ""
+                self._console.print(f"{done}/{total} frames{speed}{at_work}", markup=False)
 
-    def _bars(self, reporter: Reporter, tasks: Sequence[VideoTask], stop: threading.Event) -> None:
+    def _bars(self, reporter: Reporter, names: dict[str, str], stop: threading.Event) -> None:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -139,15 +151,13 @@ class Display:
         )
         pace = _Pace()
         paces: dict[str, _Pace] = {}
-        names = {task.fingerprint: task.source.name for task in tasks}
         bars: dict[str, TaskID] = {}
         with Progress(*columns, console=self._console, transient=True) as progress:
-            whole = progress.add_task(f"{len(tasks)} videos", total=None, fps="", stage="")
+            whole = progress.add_task(f"{len(names)} videos", total=None, fps="", stage="")
             while not stop.wait(_POLL_SECONDS):
                 board = reporter.snapshot()
+                self._tell_notes(board, names)
                 for key, state in board.items():
-                    if key not in names:
-                        continue
                     if key not in bars:
                         bars[key], paces[key] = progress.add_task(names[key], total=None, fps="", stage=""), _Pace()
                     progress.update(

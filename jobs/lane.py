@@ -190,7 +190,14 @@ class _Sink:
         self._work.record(
             self._run,
             DoneSegment(
-                segment.index, written.frames, written.nbytes, written.sha256, carry, self._seconds, self._retries
+                segment.index,
+                written.frames,
+                written.nbytes,
+                written.sha256,
+                carry,
+                self._seconds,
+                self._retries,
+                self._task.notices,
             ),
         )
         self._seconds, self._retries = {}, 0

@@ -65,6 +65,7 @@ class DoneSegment:
         carry_sha256: of the carry file.
         seconds: by stage (`decode`, a model's name, `compose`, `encode`).
         retries: calls that were repeated for it.
+        notices: what whoever reads the video's row must know of how it was made.
     """
 
     index: int
@@ -74,6 +75,7 @@ class DoneSegment:
     carry_sha256: str
     seconds: Mapping[str, float]
     retries: int
+    notices: Sequence[str]
 
 
 class WorkFolder:

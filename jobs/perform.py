@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from actors.catalogue import card
@@ -42,7 +42,8 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         reporter = Reporter.start()
         if pins:
             warm_workers(lanes + 1)
-            _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
+            skew = _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
+            tasks = [replace(task, notices=_notices(task, config, skew)) for task in tasks]
 
         def ended(outcome: Outcome) -> None:
             outcomes.append(outcome)
@@ -61,11 +62,13 @@ def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]
 
 def _raise_pins(
     pins: Sequence[PinSettings], tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool
-) -> None:
+) -> dict[str, list[str]]:
+    """Has the pins up with their models loaded; returns in what each differs from what the job expects."""
     # Imported late: a job without pins needs neither Serve nor torch.
     from actors.pin import build
     from cluster.pins import describe, ensure_pins
 
+    skew = {}
     found, deployed = ensure_pins(pins, build)
     for pin in pins:
         steps = _distinct_steps(tasks, config, pin)
@@ -80,10 +83,18 @@ def _raise_pins(
                 f"is not what this job expects: {'; '.join(differences)}",
                 remedy="deploy it again (`serve deploy ray-config.yaml`), or pass --allow-skew to go on",
             )
-        for difference in differences:
-            display.note(f"pin {pin.name}: {difference} (allowed)")
+        skew[pin.name] = [f"pin {pin.name}: {difference} (--allow-skew)" for difference in differences]
+        for notice in skew[pin.name]:
+            display.note(notice)
     if deployed and not found:
         display.note("pins are up")
+    return skew
+
+
+def _notices(task: VideoTask, config: Config, skew: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The task's own and those of the pins that it uses."""
+    used = dict.fromkeys(config.pin_of(step.model).name for step in task.steps if card(step.model).resident)
+    return (*task.notices, *(notice for pin in used for notice in skew[pin]))
 
 
 def _distinct_steps(tasks: Sequence[VideoTask], config: Config, pin: PinSettings) -> list[dict[str, Any]]:

@@ -77,6 +77,7 @@ class VideoTask:
         segment_seconds: longest segment.
         warmup_frames: frames before a segment that starts inside a shot; 0 keeps shots whole.
         settings: the job's settings as JSON values, for the ledger.
+        notices: what the row of this video must say beside what is found while it is made; not in the fingerprint.
     """
 
     name: str
@@ -96,6 +97,7 @@ class VideoTask:
     segment_seconds: float = 8
     warmup_frames: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:

@@ -99,9 +99,8 @@ class Ingest:
             MediaError: the file is refused or broken.
         """
         if self.settings.matte != MATTE_NONE and self.settings.background is not None:
-            chosen = resolve_background(
-                self.settings.background, self.library, "", allow_unlicensed=self.allow_unlicensed
-            )
+            # Any item of a category will do: whether there is one that may be used does not depend on the key.
+            chosen = self._background(self.settings.background, "")
             if parse_colour(chosen) is None:
                 open_once(Path(chosen).absolute(), limits_of(self.config))
 
@@ -190,13 +189,15 @@ class Ingest:
         if matte == MATTE_NONE or self.settings.background is None:
             return Restaging(size, None, "", None, limits)
         # By the clip's content, so that reruns choose the same item.
-        chosen = resolve_background(
-            self.settings.background, self.library, digest, allow_unlicensed=self.allow_unlicensed
-        )
+        chosen = self._background(self.settings.background, digest)
         if parse_colour(chosen) is not None:
             return Restaging(size, chosen, chosen, None, limits)
         path = Path(chosen).absolute()
         return Restaging(size, str(path), self._hash(path), self._background_scan(path, limits), limits)
+
+    def _background(self, wanted: str, key: str) -> str:
+        """A colour or the path of a file; of a category's items the one that the key chooses."""
+        return resolve_background(wanted, self.library, key, allow_unlicensed=self.allow_unlicensed)
 
     def _background_scan(self, path: Path, limits: Limits) -> Path | None:
         """The stored scan of a background video, made when it is used first; None for an image."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from bench.networks import Inputs, Step, count_tflop, main, parse_size, prepare
+from actors.catalogue import CARDS
+from bench.networks import UPSCALE, Inputs, Step, count_tflop, main, parse_size, prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +30,11 @@ ROOT = Path(__file__).parents[2]
 )
 def test_work_is_counted_as_published(network: str, size: str, tflop: float) -> None:
     assert count_tflop(network, parse_size(size)) == pytest.approx(tflop, rel=0.01)
+
+
+@pytest.mark.parametrize("network", UPSCALE)
+def test_work_that_plans_name_is_what_the_network_does(network: str) -> None:
+    assert CARDS[network].work == pytest.approx(count_tflop(network, (1024, 1024)) / 1.048576, rel=0.01)
 
 
 def test_it_needs_torch_and_numpy_alone() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import pins
+from cluster.config import PinSettings
 from cluster.errors import ClusterError, UsageError
 
 
@@ -29,6 +30,16 @@ def test_pin_that_never_comes_up_is_told_in_bounded_time(monkeypatch: pytest.Mon
     monkeypatch.setattr(pins.ray_serve, "status", lambda: status("DEPLOYING", ""))
     with pytest.raises(ClusterError, match=r"did not come up \(DEPLOYING\): no message from Serve"):
         pins._wait_running("upscale", time.monotonic())
+
+
+def test_pin_that_somebody_else_is_bringing_up_is_awaited_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(["DEPLOYING", "DEPLOYING", "RUNNING"])
+    monkeypatch.setattr(pins.ray_serve, "start", lambda **_: None)
+    monkeypatch.setattr(pins.ray_serve, "status", lambda: status(next(states), ""))
+    monkeypatch.setattr(pins.ray_serve, "run_many", None)  # calling it would raise
+    pin = PinSettings(name="upscale", models=("realesr-animevideov3",))
+    assert pins.ensure_pins([pin], build=lambda _: pytest.fail("it was built")) == (["upscale"], [])
+    assert next(states, None) is None
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:

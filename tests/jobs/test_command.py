@@ -59,6 +59,15 @@ def test_bad_usage_exits_with_2_and_says_what_is_wrong(tmp_path: Path, arguments
     assert not (tmp_path / "out").exists()
 
 
+def test_wrong_background_is_told_once_however_many_clips_there_are(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_green_screen(tmp_path / name, frames=2, width=96, height=64)
+    result = restage("a.mp4", "b.mp4", "--preset", "draft", "--background", "beach.jpg", "-o", "out")
+    assert result.exit_code == 2
+    assert result.output.count("beach.jpg") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_weights_stop_the_job_before_it_starts_with_the_command(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4", frames=2)
     result = restage("a.mp4", "--preset", "balanced", "--background", "red", "-o", "out")
@@ -82,7 +91,7 @@ def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path, monkeypatch: 
     assert result.exit_code == 0
     said = " ".join(result.output.split())
     assert "a.mp4: 160x120 → 1440x1080, 60 frames, 15.00 s, 0 cuts, 1 runs, 2 segments" in said
-    assert "realesr-animevideov3, matte rvm-mobilenetv3" in said
+    assert "realesr-animevideov3, matte rvm-mobilenetv3, 1 TFLOP of upscaling" in said
     assert "weights missing: rvm-mobilenetv3 (troupe weights fetch rvm-mobilenetv3)" in said
     assert "nothing was started" in said
     assert not (tmp_path / "out").exists()

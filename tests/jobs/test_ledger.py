@@ -18,6 +18,8 @@ from actors.model import Step
 from cluster.errors import JobError, UsageError
 from cluster.files import partial_path
 from jobs.assemble import assemble, row_of
+from jobs.command import unfinished
+from jobs.display import Display
 from jobs.ledger import ROW, WorkFolder, output_lock, read_row, remove_partials, write_row
 from jobs.plan import Plan, plan_video
 from jobs.task import VideoTask
@@ -170,6 +172,26 @@ def test_row_holds_input_output_settings_weights_and_cost(work: Work) -> None:
     assert json.loads(row["settings"])["upscale"] == "lanczos"
     assert {"trail", "encode", "compose", "join", "verify"} <= json.loads(row["seconds"]).keys()
     assert row["output_bytes"] == task.output.stat().st_size
+
+
+def test_notices_of_segments_are_in_the_row_whoever_made_the_others(work: Work) -> None:
+    task, plan, _ = work
+    for index in (0, 2):
+        (task.folder / f"{index:05d}.mp4").unlink()
+    do_segments(replace(task, notices=("made by other code",)), plan)
+    assert assemble(task, plan)["notices"] == ["made by other code"]
+
+
+def test_video_forgotten_by_force_stays_to_do_until_it_is_done(work: Work) -> None:
+    task, plan, folder = work
+    assemble(task, plan)
+    display = Display("json")
+    assert unfinished([task], display, force=False) == []
+    assert unfinished([task], display, force=True) == [task]
+    # Interrupted now, the file of before is still there, whole.
+    assert task.output.is_file()
+    assert unfinished([task], display, force=False) == [task]
+    assert folder.all_done(plan) == {}
 
 
 def test_failed_video_has_a_row_with_its_error(work: Work) -> None:

@@ -22,7 +22,7 @@ from cluster.session import Session, messages_on_stderr
 from cluster.weights import WeightsStore
 from jobs import perform as performing
 from jobs.assemble import assemble
-from jobs.batch import Outcome
+from jobs.batch import Batch, Outcome
 from jobs.display import Display
 from jobs.perform import perform
 from jobs.plan import plan_video
@@ -158,7 +158,32 @@ def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
         performed([task])
     allowed = performed([task], allow_skew=True)
     assert allowed.statuses == {"a.mp4": "done"}
-    assert [note for note in allowed.notes if note.endswith("against another here (allowed)")]
+    (told,) = [note for note in allowed.notes if "against another here (--allow-skew)" in note]
+    assert allowed.outcomes["a.mp4"].row["notices"] == [told]
+
+
+def test_lane_of_other_code_is_refused_unless_allowed_and_then_told(performed: Performing, tmp_path: Path) -> None:
+    tasks = [replace(task, code="another") for task in tasks_of(tmp_path, "out", "a.mp4", "b.mp4")]
+    refused = performed(tasks)
+    assert refused.statuses == {"a.mp4": "failed", "b.mp4": "failed"}
+    assert "runs other code" in refused.outcomes["a.mp4"].error
+    allowed = performed(tasks, allow_skew=True)
+    for name, outcome in allowed.outcomes.items():
+        (notice,) = outcome.row["notices"]
+        assert "runs other code" in notice
+        assert notice.endswith("than this job (another) (--allow-skew)")
+        assert allowed.notes.count(f"{name}: {notice}") == 1
+
+
+def test_dead_assembler_ends_the_job_with_its_error(
+    performed: Performing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(_: Batch) -> None:
+        raise MemoryError("no room for the assembler")
+
+    monkeypatch.setattr(Batch, "_assemble", dying)
+    with pytest.raises(MemoryError, match="no room for the assembler"):
+        performed(tasks_of(tmp_path, "out", "a.mp4"))
 
 
 def test_lane_that_dies_is_replaced_and_its_video_finishes_the_same(performed: Performing, tmp_path: Path) -> None:
@@ -212,6 +237,7 @@ def test_pin_that_dies_costs_nothing_but_retries(performed: Performing, tmp_path
     assert (tmp_path / "died").exists()
     assert done.outcomes["a.mp4"].status == "done", done.outcomes["a.mp4"].error
     assert done.outcomes["a.mp4"].row["retries"] >= 1
+    assert [note for note in done.notes if note.startswith("a.mp4: pin job-") and "lost, repeating" in note]
     assert task.output.read_bytes() == undisturbed(plain, tmp_path / "alone")
 
 
