@@ -28,6 +28,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
 from cluster.errors import ClusterError, JobError, TroupeError
+from cluster.heap import give_back_freed
 from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
@@ -205,6 +206,7 @@ class PlanVideo:
             plan = plan_video(task)
         except Exception as error:
             return [{**row, "error": _error_text(task, error)}]
+        give_back_freed()
         work = WorkFolder(task.folder)
         done = work.all_done(plan)
         frames = sum(segment.frames for segment in done.values())

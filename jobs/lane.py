@@ -19,6 +19,7 @@ from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
 from cluster.config import BatchSettings, Config
 from cluster.errors import JobError, TroupeError
+from cluster.heap import give_back_freed
 from jobs.ahead import ahead
 from jobs.chain import Chain, Done, Piece
 from jobs.ledger import DoneSegment, WorkFolder
@@ -201,6 +202,7 @@ class _Sink:
             ),
         )
         self._seconds, self._retries = {}, 0
+        give_back_freed()
 
     def _spend(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
