@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from actors.device import DeviceBatch, download
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Step
 
-#: Calls one model on a part: `(model, step, part, carry) -> (part, carry)`.
-Run = Callable[[Model, Step, FrameBatch, Carry], tuple[FrameBatch, Carry]]
+#: Calls one model on a part: `(model, step, part, carry) -> (part, carry)`; between models of one device, frames stay.
+Run = Callable[[Model, Step, FrameBatch | DeviceBatch, Carry], tuple[FrameBatch | DeviceBatch, Carry]]
 
 
 class PartedCall:
@@ -65,12 +66,12 @@ class PartedCall:
     def _do_part(self, models: Sequence[Model], run: Run) -> None:
         first = self._next
         last = _part_end(self._batch, first, max(getattr(model, "micro_batch", 1) for model in models))
-        part = self._batch.part(first, last)
+        part: FrameBatch | DeviceBatch = self._batch.part(first, last)
         for index, (step, model) in enumerate(zip(self.steps, models, strict=True)):
             begun = time.perf_counter()
             part, self._carries[index] = run(model, step, part, self._carries[index])
             self.seconds[step.model] = self.seconds.get(step.model, 0.0) + time.perf_counter() - begun
-        self._made.append(part)
+        self._made.append(download(part) if isinstance(part, DeviceBatch) else part)
         self._next = last
 
 

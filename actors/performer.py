@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from actors.device import DeviceBatch, DeviceModel, download, upload
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Step
 from actors.parts import PartedCall
@@ -190,16 +191,20 @@ class Performer:
         work.ran += time.monotonic() - begun
 
     def _run_model(
-        self, work: Work, model: Model, step: Step, part: FrameBatch, carry: Carry
-    ) -> tuple[FrameBatch, Carry]:
+        self, work: Work, model: Model, step: Step, part: FrameBatch | DeviceBatch, carry: Carry
+    ) -> tuple[FrameBatch | DeviceBatch, Carry]:
+        def call() -> tuple[FrameBatch | DeviceBatch, Carry]:
+            if isinstance(model, DeviceModel):
+                there = part if isinstance(part, DeviceBatch) else upload(part, model.device)
+                return model.on_device(there, carry, step.params)
+            return model(download(part) if isinstance(part, DeviceBatch) else part, carry, step.params)
+
         def told(in_force: str) -> None:
             work.notices.append(f"pin {self._name}: CUDA out of memory, {step.model} goes on with {in_force}")
             self._fitting[key_of(step)] = {name: getattr(model, name) for name in SIZES if hasattr(model, name)}
 
         try:
-            return run_shrinking(
-                model, part, carry, step.params, make_room=lambda: self._unload_idle(0.0), on_shrink=told
-            )
+            return run_shrinking(call, model, part.size, make_room=lambda: self._unload_idle(0.0), on_shrink=told)
         except torch.OutOfMemoryError as error:
             width, height = part.size
             raise ClusterError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from actors.frames import Carry, FrameBatch
 from actors.model import Model
+
+T = TypeVar("T")
 
 #: Attributes of a model that can be made smaller.
 SIZES = ("micro_batch", "tile")
@@ -17,18 +18,19 @@ _SMALLEST_TILE = 64
 
 
 def run_shrinking(
+    call: Callable[[], T],
     model: Model,
-    batch: FrameBatch,
-    carry: Carry,
-    params: Mapping[str, Any],
+    size: tuple[int, int],
     *,
     make_room: Callable[[], bool],
     on_shrink: Callable[[str], None],
-) -> tuple[FrameBatch, Carry]:
+) -> T:
     """Calls a model, and again with smaller work each time that memory runs out. The smaller size stays with the model.
 
     Args:
-        model, batch, carry, params: the call.
+        call: calls the model.
+        model: what is made smaller.
+        size: width and height of the frames.
         make_room: unloads what is idle; says whether that freed anything. Tried before anything is made smaller.
         on_shrink: told what is in force now, e.g. `micro-batch 2`.
 
@@ -37,7 +39,7 @@ def run_shrinking(
     """
     while True:
         try:
-            return model(batch, carry, params)
+            return call()
         except torch.OutOfMemoryError:
             # Outside of the handler, whose traceback keeps the frames of the call, and their tensors, alive.
             pass
@@ -45,9 +47,9 @@ def run_shrinking(
             torch.cuda.empty_cache()
         if make_room():
             continue
-        smaller = shrink(model, batch.size)
+        smaller = shrink(model, size)
         if smaller is None:
-            return model(batch, carry, params)
+            return call()
         on_shrink(smaller)
 
 

@@ -26,7 +26,7 @@ class Seeing(Trail):
         return super().__call__(batch, carry, params)
 
 
-def plain(model: Model, step: Step, part: FrameBatch, carry: Carry) -> tuple[FrameBatch, Carry]:
+def plain(model: Model, step: Step, part: Any, carry: Carry) -> tuple[FrameBatch, Carry]:
     return model(part, carry, step.params)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.device import DeviceBatch, DeviceModel
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Step
 from actors.performer import Performer, Work
@@ -276,6 +277,26 @@ def test_working_size_is_told_and_outlives_an_unloading() -> None:
     assert first.notices == [f"pin test: CUDA out of memory, a goes on with micro-batch {size}" for size in (4, 2)]
     assert second.notices == []
     assert [model.micro_batch for model in loaded] == [2, 2]
+
+
+def test_frames_stay_on_the_device_between_the_models_of_a_chain() -> None:
+    passed: list[torch.Tensor] = []
+
+    class Inverting(DeviceModel):
+        device = torch.device("cpu")
+
+        def on_device(self, batch: DeviceBatch, carry: Carry, _: Mapping[str, Any]) -> tuple[DeviceBatch, Carry]:
+            made = batch.with_pixels(255 - batch.rgb)
+            passed.extend((batch.rgb, made.rgb))
+            return made, carry
+
+    stage = Stage(room=3)
+    load = stage.performer._load
+    stage.performer._load = lambda step: load(step) if step.model == "a" else Inverting()
+    work = run(lambda: stage.call("x", "dea"))
+    assert passed[1] is passed[2], "the second model was given another tensor than the first one made"
+    assert work.parted is not None
+    assert (work.parted.result[0].rgb == 248).all()
 
 
 def test_time_at_work_counts_the_call_s_own_turns_alone() -> None:

@@ -37,7 +37,13 @@ def batch() -> FrameBatch:
 def run(model: Hungry, make_room: bool = False) -> list[str]:
     told: list[str] = []
     room = iter([make_room])
-    made, _ = run_shrinking(model, batch(), {}, {}, make_room=lambda: next(room, False), on_shrink=told.append)
+    made, _ = run_shrinking(
+        lambda: model(batch(), {}, {}),
+        model,
+        batch().size,
+        make_room=lambda: next(room, False),
+        on_shrink=told.append,
+    )
     assert (made.rgb == 255).all()
     return told
 
