@@ -31,6 +31,7 @@ from cluster.errors import ClusterError, JobError, TroupeError
 from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
+from jobs.course import PAUSED
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, write_row
 from jobs.plan import plan_video
@@ -244,10 +245,16 @@ class Lane:
                 plan,
                 plan.runs[row["run"]],
                 self._config,
-                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n),
+                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n, counts={"frames": n}),
                 on_note=lambda note: self._reporter.put(task.fingerprint, note=note),
+                on_count=lambda count, by: self._reporter.put(task.fingerprint, counts={count: by}),
+                on_pause=lambda why: self._reporter.put(
+                    task.fingerprint, stage="running" if why is None else PAUSED + why
+                ),
             )
         except Exception as error:
+            if isinstance(error, JobError):
+                self._reporter.put(task.fingerprint, counts={"segments_failed": 1})
             return {**answer, "error": _error_text(task, error)}
         return answer
 

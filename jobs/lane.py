@@ -19,14 +19,21 @@ from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
 from cluster.config import BatchSettings, Config
 from cluster.errors import JobError, TroupeError
+from cluster.governor import disk_governor
 from jobs.ahead import ahead
 from jobs.chain import Chain, Done, Piece
+from jobs.hold import Hold
 from jobs.ledger import DoneSegment, WorkFolder
 from jobs.plan import Plan, Run, Segment, companion_scan
+from jobs.progress import Count
 from jobs.task import VideoTask
 
 #: Batches decoded ahead, and results waiting for the encoder. Two hide the jitter of either side.
 _QUEUE = 2
+
+
+def _untold(*_: object) -> None:
+    return None
 
 
 def run_segments(
@@ -37,6 +44,8 @@ def run_segments(
     *,
     on_frames: Callable[[int], None],
     on_note: Callable[[str], None],
+    on_count: Callable[[Count, int], None] = _untold,
+    on_pause: Callable[[str | None], None] = _untold,
 ) -> int:
     """Does the segments of a run that are not done yet.
 
@@ -47,6 +56,8 @@ def run_segments(
         config: window, batch sizes, pins.
         on_frames: told how many more frames are encoded.
         on_note: told of repeated calls.
+        on_count: told of segments that are done and of repeated calls, with their number.
+        on_pause: told why no new frames are taken, again and again; None when it goes on.
 
     Returns:
         Frames encoded now; those of segments that were done before are not counted.
@@ -62,10 +73,13 @@ def run_segments(
         state = _state_before(work, run, part[0], len(task.steps), done)
         with ExitStack() as stack:
             chain = Chain(task.steps, config, on_note)
-            source = _Source(task, plan, config.troupe.batch, stack)
+            hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
+            source = _Source(task, plan, config.troupe.batch, hold, stack)
             pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
-            sink = _Sink(task, plan, run, work, stack, on_frames)
+            # Before the threads are told to stop: the decoder's may be waiting for room.
+            stack.callback(hold.end)
+            sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
             sink.write(results, part)
             frames += sum(segment.last - segment.first for segment in part)
     return frames
@@ -74,8 +88,8 @@ def run_segments(
 class _Source:
     """Decodes segments into batches, companions (a mask) beside them."""
 
-    def __init__(self, task: VideoTask, plan: Plan, settings: BatchSettings, stack: ExitStack) -> None:
-        self._task, self._plan = task, plan
+    def __init__(self, task: VideoTask, plan: Plan, settings: BatchSettings, hold: Hold, stack: ExitStack) -> None:
+        self._task, self._plan, self._hold = task, plan, hold
         self._decoder = stack.enter_context(closing(Decoder(plan.scan, task.limits)))
         self._masks = {
             plane: stack.enter_context(closing(Decoder(companion_scan(task, plane), task.limits)))
@@ -96,6 +110,7 @@ class _Source:
                 yield self._piece(segment, first, last)
 
     def _piece(self, segment: Segment, first: int, last: int) -> Piece:
+        self._hold.wait()
         begun = time.perf_counter()
         scan = self._plan.scan
         rgb = np.empty((last - first, scan.info.height, scan.info.width, 3), np.uint8)
@@ -117,11 +132,12 @@ class _Sink:
         work: WorkFolder,
         stack: ExitStack,
         on_frames: Callable[[int], None],
+        on_count: Callable[[Count, int], None],
     ) -> None:
         self._task, self._plan, self._run, self._work = task, plan, run, work
         self._composer = stack.enter_context(closing(task.finish.open(plan.scan)))
         self._writer: SegmentWriter | None = None
-        self._on_frames = on_frames
+        self._on_frames, self._on_count = on_frames, on_count
         self._seconds: dict[str, float] = {}
         self._retries = 0
         stack.callback(self._abort)
@@ -149,6 +165,8 @@ class _Sink:
         for stage, seconds in done.seconds.items():
             self._spend(stage, seconds)
         self._retries += done.retries
+        if done.retries:
+            self._on_count("calls_retried", done.retries)
         self._write(done)
         return done.piece.ends
 
@@ -200,6 +218,7 @@ class _Sink:
                 self._task.notices,
             ),
         )
+        self._on_count("segments_done", 1)
         self._seconds, self._retries = {}, 0
 
     def _spend(self, stage: str, seconds: float) -> None:

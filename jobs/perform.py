@@ -14,6 +14,7 @@ from cluster.preflight import check_room
 from cluster.session import Session, connect, messages_on_stderr
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
+from jobs.metering import metering
 from jobs.progress import Reporter
 from jobs.task import VideoTask
 
@@ -49,7 +50,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
             outcomes.append(outcome)
             display.ended(outcome)
 
-        with display.following(reporter, tasks):
+        with display.following(reporter, tasks), metering(reporter, len(tasks), tasks[0].root.parent):
             Batch(config, lanes, reporter, ended, allow_skew=allow_skew).run(tasks)
     return outcomes
 
