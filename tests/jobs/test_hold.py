@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from actors.model import Step
 from cluster import governor
-from cluster.config import GovernorSettings, TroupeSettings
+from cluster.config import Config, GovernorSettings, TroupeSettings
 from cluster.governor import disk_governor
 from jobs import hold as holding
 from jobs.course import Pace, reading
@@ -33,6 +31,12 @@ def low_for(monkeypatch: pytest.MonkeyPatch, *free: float) -> None:
     last = free[-1]
     monkeypatch.setattr(governor, "free_gib", lambda _: next(readings, last))
     monkeypatch.setattr(holding, "_POLL_SECONDS", 0)
+
+
+def limited(**batch: int) -> Config:
+    """A configuration whose lanes wait for room."""
+    config = config_of(**batch)
+    return config.model_copy(update={"troupe": TroupeSettings(batch=config.troupe.batch, governor=SETTINGS)})
 
 
 def test_waits_while_the_limit_holds_and_tells_every_look() -> None:
@@ -69,8 +73,7 @@ def test_lane_waits_for_room_and_then_does_every_frame(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     low_for(monkeypatch, 9, 2, 2, 9)
-    config = config_of(batch_frames=4)
-    config = config.model_copy(update={"troupe": TroupeSettings(batch=config.troupe.batch, governor=SETTINGS)})
+    config = limited(batch_frames=4)
     task = task_of(clip, tmp_path / "out", config)
     plan = plan_video(task)
     frames: list[int] = []
@@ -92,22 +95,25 @@ def test_lane_waits_for_room_and_then_does_every_frame(
     assert counts == [("segments_done", 1)] * 2
 
 
-@pytest.mark.usefixtures("test_models")
-def test_lane_whose_model_fails_ends_though_its_decoder_waits_for_room(
+def test_lane_that_fails_ends_though_its_decoder_waits_for_room(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     low_for(monkeypatch, 9, 9, 0)
     monkeypatch.setattr(holding, "_POLL_SECONDS", 3600)
-    config = config_of(batch_frames=4)
-    config = config.model_copy(update={"troupe": TroupeSettings(batch=config.troupe.batch, governor=SETTINGS)})
+    config = limited(batch_frames=4)
     task = task_of(clip, tmp_path / "out", config)
     plan = plan_video(task)
-    failing = replace(task, steps=(Step("echo", {}, {"raise_at": int(plan.scan.pts[0])}),))
-    plan = plan_video(failing)
-    with pytest.raises(ValueError, match="not to its taste"):
-        run_segments(failing, plan, plan.runs[0], config, on_frames=lambda _: None, on_note=lambda _: None)
-    names = {thread.name for thread in threading.enumerate() if thread.is_alive()}
-    assert "decode" not in names
+    waits = threading.Event()
+
+    def fail(_: int) -> None:
+        assert waits.wait(60)
+        raise ValueError("the encoder's disk is gone")
+
+    with pytest.raises(ValueError, match="disk is gone"):
+        run_segments(
+            task, plan, plan.runs[0], config, on_frames=fail, on_note=lambda _: None, on_pause=lambda _: waits.set()
+        )
+    assert "decode" not in {thread.name for thread in threading.enumerate()}
 
 
 def events(text: str) -> Iterator[str]:
