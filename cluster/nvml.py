@@ -75,7 +75,7 @@ class Card:
 
     def __init__(self, which: str, nvml: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.which = which
-        #: Why nothing is read: no driver, no such card, no answer. Empty while the card answers.
+        #: Why nothing is read: no driver, no such card, no answer. Empty while the card answers, or was not asked yet.
         self.absence = "" if which else "no GPU is visible here"
         self._clock = clock
         self._nvml = nvml
@@ -178,5 +178,7 @@ class Card:
 
     def _absent(self, why: str) -> None:
         if why != self.absence:
-            log.warning("%s: no temperature limit, no GPU metrics", why)
+            # A machine without a driver is ordinary; a card that answered and does so no more is not.
+            level = logging.WARNING if self._started else logging.INFO
+            log.log(level, "%s: no temperature limit, no GPU metrics", why)
         self.absence = why

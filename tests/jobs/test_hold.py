@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from cluster import governor
 from cluster.config import Config, GovernorSettings, TroupeSettings
 from cluster.governor import disk_governor
+from cluster.interrupts import EXIT_INTERRUPTED
 from jobs import hold as holding
 from jobs.course import Pace, reading
 from jobs.display import Display
@@ -19,6 +23,7 @@ from jobs.hold import Hold
 from jobs.lane import run_segments
 from jobs.plan import plan_video
 from jobs.progress import Board, Count
+from tests.jobs.command import Command, write_config
 from tests.jobs.inprocess import config_of, task_of
 from tests.media import write_clip
 
@@ -156,3 +161,20 @@ def test_reading_of_a_job_sums_up_its_board() -> None:
     assert now.videos == {"running": 1, "done": 1, "paused": 1, "waiting": 2}
     board.put("c", stage="running")
     assert reading(board.snapshot(), 5, pace, 7, now.videos).videos["paused"] == 0
+
+
+def test_job_that_waits_for_room_says_so_and_ends_at_once_on_ctrl_c(
+    clip: Path, tmp_path: Path, joining: dict[str, str]
+) -> None:
+    config = write_config(tmp_path / "ray-config.yaml", governor={"min_free_gib": 1e9})
+    options = ("--config", config, "--preset", "draft", "--matte", "none", "--target", "1", "--json")
+    command = Command(clip, "-o", tmp_path / "out", *options, environment=joining)
+    assert command.process.stdout is not None
+    told = iter(command.process.stdout.readline, "")
+    paused = next(json.loads(line) for line in told if "paused: " in line)
+    assert re.fullmatch(r"a\.mp4: paused: [\d.]+ GiB free on .*, under 1e\+09", paused["text"])
+    begun = time.monotonic()
+    command.process.send_signal(signal.SIGINT)
+    assert command.finish().code == EXIT_INTERRUPTED
+    assert time.monotonic() - begun < 20
+    assert not list((tmp_path / "out").glob("*.mp4"))
