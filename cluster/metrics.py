@@ -22,13 +22,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.calls import Priority
 from cluster.nvml import Card
-
-Priority = Literal["interactive", "batch"]
 
 #: Seconds: from a request on an idle pin to a batch call behind an overnight queue.
 _WAIT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: Seconds: a frame on a fast card to a whole batch on a CPU; 0.5 is the default `max_call_ms`.
+#: Seconds: a frame on a fast card to a large batch on a CPU.
 _RUN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -57,19 +56,19 @@ class Metric:
 
 
 TABLE: tuple[Metric, ...] = (
-    Metric("troupe_pin_queue_length", "gauge", ("pin", "class"), "Calls that wait in the replica."),
+    Metric("troupe_pin_queue_length", "gauge", ("pin", "class"), "Calls in the replica, waiting or begun."),
     Metric(
         "troupe_pin_wait_seconds",
         "histogram",
         ("pin", "class"),
-        "Seconds from a call's arrival in the replica to its start.",
+        "Seconds from a call's arrival in the replica to its first turn.",
         _WAIT,
     ),
     Metric(
         "troupe_pin_run_seconds",
         "histogram",
         ("pin", "class"),
-        "Seconds that a call, or each slice of a batch call, had the pin to itself.",
+        "Seconds that a call had the pin to itself, all its turns together.",
         _RUN,
     ),
     Metric("troupe_pin_calls", "counter", ("pin", "class", "outcome"), "Calls that ended: done, failed or cancelled."),
@@ -178,21 +177,25 @@ class PinMetrics(_Group):
         super().__init__(pin=pin)
 
     def queued(self, interactive: int, batch: int) -> None:
-        """How many calls wait now."""
+        """How many calls are in the replica now, waiting or begun."""
         self._set("troupe_pin_queue_length", interactive, **{"class": "interactive"})
         self._set("troupe_pin_queue_length", batch, **{"class": "batch"})
 
-    def waited(self, priority: Priority, seconds: float) -> None:
-        """A call starts, having waited so long in the replica; once a call, whatever number of slices it has."""
-        self._observe("troupe_pin_wait_seconds", seconds, **{"class": priority})
+    def ended(
+        self, priority: Priority, outcome: Literal["done", "failed", "cancelled"], waited: float | None, ran: float
+    ) -> None:
+        """A call has ended.
 
-    def ran(self, priority: Priority, seconds: float) -> None:
-        """A call, or a slice of one, had the pin to itself for so long."""
-        self._observe("troupe_pin_run_seconds", seconds, **{"class": priority})
-
-    def ended(self, priority: Priority, outcome: Literal["done", "failed", "cancelled"]) -> None:
-        """A call has ended."""
+        Args:
+            priority: its class.
+            outcome: `failed` by the model's own error; `cancelled` when nobody wanted it any more.
+            waited: seconds from its arrival in the replica to its first turn; None when it never had one.
+            ran: seconds of all its turns.
+        """
         self._count("troupe_pin_calls", **{"class": priority, "outcome": outcome})
+        if waited is not None:
+            self._observe("troupe_pin_wait_seconds", waited, **{"class": priority})
+            self._observe("troupe_pin_run_seconds", ran, **{"class": priority})
 
     def frames(self, model: str, count: int) -> None:
         """A model has done so many more frames."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.frames import Carry, FrameBatch, UInt8
+from actors.device import DeviceBatch, DeviceModel
+from actors.frames import Carry
 from actors.model import Model, Setup
 from actors.networks.load import DTYPES, load_network
 from actors.networks.rvm import MattingNetwork, States
@@ -21,7 +22,7 @@ from cluster.errors import UsageError, WeightsError
 LONG_SIDE = 768
 
 
-class RecurrentMatte:
+class RecurrentMatte(DeviceModel):
     """Foreground colours and alpha of people.
 
     Params:
@@ -42,30 +43,29 @@ class RecurrentMatte:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     @torch.inference_mode()
-    def __call__(self, batch: FrameBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[FrameBatch, Carry]:
+    def on_device(self, batch: DeviceBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[DeviceBatch, Carry]:
         width, height = batch.size
         ratio = _ratio(params, width, height)
         geometry = np.array([width, height, ratio])
         states = self._restore(carry, geometry)
-        rgb, alpha = np.empty_like(batch.rgb), np.empty(batch.rgb.shape[:3], np.uint8)
+        rgb, alpha = torch.empty_like(batch.rgb), torch.empty_like(batch.rgb[..., 0])
         for part in _parts(batch.cut, self.micro_batch):
             if batch.cut[part.start]:
                 states = None
             fgr, pha, states = self.network(self._to_src(batch.rgb[part]), states, ratio)
-            rgb[part] = _to_uint8(fgr[0]).transpose(0, 2, 3, 1)
+            rgb[part] = _to_uint8(fgr[0]).permute(0, 2, 3, 1)
             alpha[part] = _to_uint8(pha[0, :, 0])
         return batch.with_pixels(rgb, alpha), _store(states, geometry)
 
-    def _to_src(self, rgb: UInt8) -> torch.Tensor:
+    def _to_src(self, rgb: torch.Tensor) -> torch.Tensor:
         """uint8 [T,H,W,3] to [1,T,3,H,W] in 0..1."""
-        src = torch.from_numpy(rgb.copy()).to(self.device).permute(0, 3, 1, 2)
-        return (src.to(self.dtype) / 255)[None]
+        return (rgb.permute(0, 3, 1, 2).to(self.dtype) / 255)[None]
 
     def _restore(self, carry: Carry, geometry: NDArray[np.float64]) -> States | None:
         if not carry or not np.array_equal(carry["geometry"], geometry):
             return None
         r1, r2, r3, r4 = (
-            torch.from_numpy(carry[name].copy()).to(device=self.device, dtype=self.dtype)
+            torch.from_numpy(carry[name].copy()).to(self.device, self.dtype, memory_format=torch.channels_last)
             for name in ("r1", "r2", "r3", "r4")
         )
         return r1, r2, r3, r4
@@ -106,9 +106,8 @@ def _parts(cut: NDArray[np.bool_], most: int) -> Iterator[slice]:
             first = index
 
 
-def _to_uint8(x: torch.Tensor) -> UInt8:
-    levels: UInt8 = (x.float() * 255).round().to(torch.uint8).cpu().numpy()
-    return levels
+def _to_uint8(x: torch.Tensor) -> torch.Tensor:
+    return (x.float() * 255).round().to(torch.uint8)
 
 
 def _store(states: States | None, geometry: NDArray[np.float64]) -> Carry:

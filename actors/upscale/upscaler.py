@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actors.frames import Carry, FrameBatch, UInt8
+from actors.device import DeviceBatch, DeviceModel
+from actors.frames import Carry
 from actors.model import Dtype, Setup
 from actors.networks.load import DTYPES, Loaded, load_blend, load_network
 from actors.networks.rrdb import RRDBNet
@@ -26,7 +26,7 @@ Network = SRVGGNetCompact | RRDBNet
 DENOISE = 0.5
 
 
-class Upscaler:
+class Upscaler(DeviceModel):
     """A stateless `Model`: every frame is enlarged on its own.
 
     Parameters of a job: `size`, [width, height] of the result or None for the network's own enlargement; `max_input`,
@@ -53,7 +53,8 @@ class Upscaler:
         self.micro_batch = 1 if self.device.type == "cpu" else micro_batch
         self.tile = tile
 
-    def __call__(self, batch: FrameBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[FrameBatch, Carry]:
+    @torch.inference_mode()
+    def on_device(self, batch: DeviceBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[DeviceBatch, Carry]:
         """Enlarges a batch.
 
         Raises:
@@ -61,13 +62,12 @@ class Upscaler:
         """
         size, network_input = self._sizes(batch.size, params)
         width, height = size
-        rgb = np.empty((len(batch), height, width, 3), np.uint8)
-        with torch.inference_mode():
-            for start in range(0, len(batch), self.micro_batch):
-                part = slice(start, start + self.micro_batch)
-                x = self._upload(batch.rgb[part]).permute(0, 3, 1, 2).to(self.dtype).div_(255)
-                y = resize(self._enlarge(resize(x, network_input)), size)
-                torch.from_numpy(rgb[part]).copy_(to_uint8(y).permute(0, 2, 3, 1))
+        rgb = torch.empty((len(batch), height, width, 3), dtype=torch.uint8, device=self.device)
+        for start in range(0, len(batch), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            x = batch.rgb[part].permute(0, 3, 1, 2).to(self.dtype).div_(255)
+            y = resize(self._enlarge(resize(x, network_input)), size)
+            rgb[part] = to_uint8(y).permute(0, 2, 3, 1)
         return batch.with_pixels(rgb, self._resize_alpha(batch.alpha, size)), carry
 
     def _sizes(self, source: tuple[int, int], params: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -86,13 +86,6 @@ class Upscaler:
             raise UsageError("upscale", f"size is {size!r}", remedy="give [width, height] in pixels, or null")
         return (size[0], size[1]), network_input
 
-    def _upload(self, frames: UInt8) -> Tensor:
-        # The input may be a read-only view of shared memory, which torch cannot wrap; page-locked memory is also what
-        # a GPU can fetch by itself.
-        staging = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        np.copyto(staging.numpy(), frames)
-        return staging.to(self.device, non_blocking=True)
-
     def _enlarge(self, x: Tensor) -> Tensor:
         """[B,3,H,W] in 0..1 -> the network's output, in tiles if the frame is larger than one."""
         height, width = x.shape[2:]
@@ -105,15 +98,14 @@ class Upscaler:
             y = self.network(x.contiguous(memory_format=torch.channels_last))
         return y[:, :, : height * scale, : width * scale]
 
-    def _resize_alpha(self, alpha: UInt8 | None, size: tuple[int, int]) -> UInt8 | None:
+    def _resize_alpha(self, alpha: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         if alpha is None:
             return None
-        out = np.empty((len(alpha), size[1], size[0]), np.uint8)
-        with torch.inference_mode():
-            for i in range(len(alpha)):
-                x = self._upload(alpha[i : i + 1]).unsqueeze(1).to(torch.float32).div_(255)
-                # Bilinear, not bicubic: an edge must not ring into the flat areas on both sides of it.
-                torch.from_numpy(out[i]).copy_(to_uint8(resize(x, size, mode="bilinear"))[0, 0])
+        out = torch.empty((len(alpha), size[1], size[0]), dtype=torch.uint8, device=self.device)
+        for i in range(len(alpha)):
+            x = alpha[i : i + 1].unsqueeze(1).to(torch.float32).div_(255)
+            # Bilinear, not bicubic: an edge must not ring into the flat areas on both sides of it.
+            out[i] = to_uint8(resize(x, size, mode="bilinear"))[0, 0]
         return out
 
 

@@ -9,7 +9,9 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import get_args
 
+from cluster.calls import Priority
 from cluster.metrics import GpuMetrics, JobMetrics, JobReading, PinMetrics
 from cluster.nvml import Card
 from tests.cluster.test_nvml import Driver
@@ -35,10 +37,8 @@ class Everything:
         pin = PinMetrics(PIN)
         pin.replica_started()
         pin.replicas_lost()
-        for priority in ("interactive", "batch"):
-            pin.waited(priority, 0.02)
-            pin.ran(priority, 0.4)
-            pin.ended(priority, "done")
+        for priority in get_args(Priority):
+            pin.ended(priority, "done", 0.02, 0.4)
         pin.queued(1, 7)
         pin.loaded(MODEL, 1, 4, 0)
         pin.unloaded("selfie", 1)

@@ -66,9 +66,7 @@ def report_everything(card: Card, folder: Path) -> None:
     pin.replicas_lost(2)
     pin.queued(1, 7)
     pin.loaded("rvm-resnet50", 1, 4, 0)
-    pin.waited("interactive", 0.02)
-    pin.ran("batch", 0.4)
-    pin.ended("batch", "done")
+    pin.ended("batch", "done", 0.02, 0.4)
     pin.frames("rvm-resnet50", 8)
     pin.shrunk("rvm-resnet50", 2, 512)
     pin.vram(2 << 30, 3 << 30)
@@ -95,6 +93,11 @@ def test_names_are_troupe_s_and_unique() -> None:
 
 def test_everything_can_be_reported_without_ray(tmp_path: Path) -> None:
     report_everything(Card("0", Driver()), tmp_path)
+
+
+def test_call_that_was_cancelled_before_its_first_turn_has_no_times(reported: Reported) -> None:
+    PinMetrics("upscale").ended("batch", "cancelled", None, 0.0)
+    assert {name for name, _ in reported.values} == {"troupe_pin_calls"}
 
 
 def test_refresh_sets_gauges_again_and_counts_nothing_twice(reported: Reported) -> None:
