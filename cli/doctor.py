@@ -26,10 +26,12 @@ from cluster.health import (
     check_open_files,
     check_packages,
     check_ray,
+    check_sensors,
     check_shared_memory,
     failed,
     memory_bytes,
 )
+from cluster.nvml import Card, visible_card
 from cluster.weights import State, WeightsStore, cache_folder, default_store
 
 _PACKAGES = ("ray", "torch", "av", "decord", "opencv-python-headless", "onnxruntime", "pyarrow", "pydantic")
@@ -75,6 +77,7 @@ def _checks(output: Path, config: Path | None, ray: bool) -> Iterator[Check]:
     yield check_shared_memory(memory)
     yield check_open_files()
     yield check_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    yield check_sensors(Card(visible_card(os.environ)))
     if ray:
         yield from check_ray()
 

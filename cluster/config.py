@@ -26,6 +26,22 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class GovernorSettings(_Frozen):
+    """When new batch work waits, on a machine that others use too; requests never do.
+
+    Attributes:
+        max_temperature_c: batch calls wait in a pin while its GPU is hotter, in °C.
+        cool_by_c: they go on when it is that much below.
+        min_free_gib: lanes take no new frames while the results' disk has less room; 0 never waits.
+        free_by_gib: they go on when there is that much more.
+    """
+
+    max_temperature_c: float = Field(default=83, ge=40, le=120)
+    cool_by_c: float = Field(default=5, ge=1, le=30)
+    min_free_gib: float = Field(default=5, ge=0)
+    free_by_gib: float = Field(default=1, ge=0)
+
+
 class PinSettings(_Frozen):
     """One pin: the models it may host and its share of the machine.
 
@@ -44,6 +60,7 @@ class PinSettings(_Frozen):
         idle_unload_s: seconds after which a model that nobody used is unloaded, 0 for never.
         max_call_ms: longest turn of a call, as far as single frames allow; between turns a request goes before batch.
         call_timeout_s: how long a call may be at work before the pin counts as hung and is replaced.
+        governor: when its batch calls wait; a file's pins get what `troupe.governor` says unless they say otherwise.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -60,6 +77,7 @@ class PinSettings(_Frozen):
     idle_unload_s: float = Field(default=0, ge=0)
     max_call_ms: float = Field(default=500, gt=0)
     call_timeout_s: float = Field(default=600, gt=0)
+    governor: GovernorSettings = GovernorSettings()
 
     @model_validator(mode="after")
     def _preload_is_hosted_and_has_room(self) -> PinSettings:
@@ -170,6 +188,7 @@ class TroupeSettings(_Frozen):
     batch: BatchSettings = BatchSettings()
     encode: EncodeSettings = EncodeSettings()
     limits: LimitSettings = LimitSettings()
+    governor: GovernorSettings = GovernorSettings()
     presets: dict[str, Preset] = Field(default_factory=lambda: dict(PRESETS))
 
 
@@ -231,14 +250,14 @@ def load_config(path: Path | None = None) -> Config:
         raise UsageError(path, "holds no settings", remedy=f"start from the shipped {CONFIG_NAME}")
     applications = document.get("applications") or []
     try:
+        troupe = TroupeSettings.model_validate(document.get("troupe") or {})
+        defaults = {"governor": troupe.governor}
         pins = tuple(
-            PinSettings.model_validate({"name": application.get("name"), **(application.get("args") or {})})
+            PinSettings.model_validate({"name": application.get("name"), **defaults, **(application.get("args") or {})})
             for application in applications
             if application.get("import_path") == PIN_IMPORT_PATH
         )
-        return Config(
-            path=path.resolve(), pins=pins, troupe=TroupeSettings.model_validate(document.get("troupe") or {})
-        )
+        return Config(path=path.resolve(), pins=pins, troupe=troupe)
     except (ValidationError, AttributeError, TypeError) as error:
         raise UsageError(path, _first_problem(error), remedy="see docs/configuration.md") from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.errors import TroupeError
+from cluster.nvml import Card
 from cluster.session import FREE_OBJECTS, check_ray_version, connect
 
 Severity = Literal["ok", "warn", "fail"]
@@ -120,6 +121,24 @@ def judge_gpu(cards: Sequence[str], found: TorchFound, visible_devices: str | No
         return Check("GPU", "warn", f"{listed}; {torch} is a build without CUDA", "install torch with CUDA")
     remedy = f"install a driver for CUDA {found.built} or newer, or a torch built for an older CUDA"
     return Check("GPU", "warn", f"{listed}; {torch} (CUDA {found.built}) does not see it", remedy)
+
+
+def check_sensors(card: Card) -> Check:
+    """What the card tells of itself, which the governor and the GPU's metrics rest on."""
+    found = card.read()
+    if found is None:
+        return Check("GPU sensors", "ok", f"{card.absence}: heat limits nothing, no GPU metrics")
+    told = [f"{found.name} (GPU {found.index})"]
+    if found.temperature is not None:
+        told.append(f"{found.temperature:.0f} °C")
+    if found.power is not None:
+        told.append(f"{found.power:.0f} W")
+    if found.memory_used is not None and found.memory_total is not None:
+        told.append(f"{found.memory_used / _GB:.1f} of {found.memory_total / _GB:.1f} GB in use")
+    if found.temperature is None:
+        told.append("no temperature, so that heat limits nothing")
+        return Check("GPU sensors", "warn", ", ".join(told))
+    return Check("GPU sensors", "ok", ", ".join(told))
 
 
 def _nvidia_smi() -> list[str]:

@@ -33,6 +33,7 @@ from cluster.heap import give_back_freed
 from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
+from jobs.course import PAUSED
 from jobs.lane import run_segments
 from jobs.ledger import Strike, WorkFolder, write_row
 from jobs.plan import plan_video
@@ -254,8 +255,12 @@ class Lane:
                 plan,
                 plan.runs[row["run"]],
                 self._config,
-                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n),
+                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n, counts={"frames": n}),
                 on_note=lambda note: self._reporter.put(task.fingerprint, note=note),
+                on_count=lambda count, by: self._reporter.put(task.fingerprint, counts={count: by}),
+                on_pause=lambda why: self._reporter.put(
+                    task.fingerprint, stage="running" if why is None else PAUSED + why
+                ),
             )
         except Exception as error:
             return {**answer, "error": _error_text(task, error)}

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from jobs.course import PAUSED, Pace, eta, frames_of, paused_videos
 
 # The display is up before Ray is imported, which must wait for the token (`cluster.session.use_token`).
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ class Display:
     def __init__(self, mode: Literal["bars", "lines", "json"]) -> None:
         self.mode = mode
         self.failures: list[str] = []
+        #: Pins that hold the job's calls, with the reason; asked while a job is followed.
+        self.paused_pins: Callable[[], Mapping[str, str]] = dict
         self._told: set[tuple[str, str]] = set()
+        self._paused: dict[str, str] = {}
         # This very stream: while Ray runs, `sys.stdout` is another (`cluster.session.messages_on_stderr`).
         self._out = sys.stdout
         self._console = Console(file=sys.stderr if mode == "json" else self._out, highlight=False, soft_wrap=True)
@@ -120,23 +125,35 @@ class Display:
                     self._told.add((key, note))
                     self.note(f"{names[key]}: {note}")
 
+    def _tell_pauses(self, board: dict[str, VideoProgress], names: dict[str, str]) -> None:
+        """Who waits since the last look, and who goes on."""
+        now = {names[key]: why for key, why in paused_videos(board).items()}
+        now |= {f"pin {pin}": why for pin, why in self.paused_pins().items()}
+        before, self._paused = self._paused, now
+        for name in now.keys() - before.keys():
+            self.note(f"{name}: {PAUSED}{now[name]}")
+        for name in before.keys() - now.keys():
+            self.note(f"{name}: goes on")
+
     def _lines(self, reporter: Reporter, names: dict[str, str], stop: threading.Event) -> None:
-        pace = _Pace()
+        pace = Pace()
         shown, before = 0.0, -1
         while not stop.wait(_POLL_SECONDS):
             board = reporter.snapshot()
             self._tell_notes(board, names)
-            done, total = _sums(board)
+            self._tell_pauses(board, names)
+            done, total = frames_of(board)
             now = time.monotonic()
             if not total or done == before or now - shown < _LINE_SECONDS:
                 continue
             shown, before = now, done
             rate = pace.rate(done)
-            eta = _eta(board, len(names), rate)
+            left = eta(board, len(names), rate)
             running = [names[key] for key, state in board.items() if state.stage == "running"]
-            self.emit("progress", frames=done, of=total, fps=round(rate, 2), eta_s=eta, running=running)
+            rates = {"fps": round(rate, 2), "eta_s": left}
+            self.emit("progress", frames=done, of=total, **rates, running=running, paused=self._paused)
             if self.mode == "lines":
-                speed = "" if eta is None else f", {rate:.1f} fps, {eta:.0f} s left"
+                speed = "" if left is None else f", {rate:.1f} fps, {left:.0f} s left"
                 at_work = f": {', '.join(running)}" if running else ""
                 self._console.print(f"{done}/{total} frames{speed}{at_work}", markup=False)
 
@@ -149,17 +166,18 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[stage]}"),
         )
-        pace = _Pace()
-        paces: dict[str, _Pace] = {}
+        pace = Pace()
+        paces: dict[str, Pace] = {}
         bars: dict[str, TaskID] = {}
         with Progress(*columns, console=self._console, transient=True) as progress:
             whole = progress.add_task(f"{len(names)} videos", total=None, fps="", stage="")
             while not stop.wait(_POLL_SECONDS):
                 board = reporter.snapshot()
                 self._tell_notes(board, names)
+                self._tell_pauses(board, names)
                 for key, state in board.items():
                     if key not in bars:
-                        bars[key], paces[key] = progress.add_task(names[key], total=None, fps="", stage=""), _Pace()
+                        bars[key], paces[key] = progress.add_task(names[key], total=None, fps="", stage=""), Pace()
                     progress.update(
                         bars[key],
                         total=state.frames or None,
@@ -167,34 +185,7 @@ class Display:
                         stage=state.stage,
                         fps=f"{paces[key].rate(state.done):.1f} fps" if state.stage == "running" else "",
                         # Of hundreds of videos, those at work; the whole has a bar of its own.
-                        visible=state.stage in ("planning", "running", "assembling"),
+                        visible=state.stage in ("planning", "running", "assembling") or key in paused_videos(board),
                     )
-                done, total = _sums(board)
+                done, total = frames_of(board)
                 progress.update(whole, total=total or None, completed=done, fps=f"{pace.rate(done):.1f} fps")
-
-
-class _Pace:
-    """Frames a second since the first ones came: neither start-up nor what an earlier run did counts."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-
-    def rate(self, done: int) -> float:
-        now = time.monotonic()
-        if self._start is None or done < self._start[1]:
-            self._start = (now, done) if done else None
-            return 0.0
-        return (done - self._start[1]) / max(now - self._start[0], _POLL_SECONDS)
-
-
-def _sums(board: dict[str, VideoProgress]) -> tuple[int, int]:
-    return sum(min(s.done, s.frames) for s in board.values()), sum(s.frames for s in board.values())
-
-
-def _eta(board: dict[str, VideoProgress], videos: int, rate: float) -> float | None:
-    """Seconds left, videos that are not planned yet taken as average ones; None before the first frame."""
-    planned = [state for state in board.values() if state.frames]
-    if not planned or rate <= 0:
-        return None
-    done, total = _sums(board)
-    return round((total / len(planned) * videos - done) / rate, 1)

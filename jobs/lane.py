@@ -20,16 +20,23 @@ from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
 from cluster.config import BatchSettings, Config
 from cluster.errors import JobError, TroupeError
+from cluster.governor import disk_governor
 from cluster.heap import give_back_freed
 from jobs.ahead import ahead
 from jobs.chain import Chain, Done, Piece
+from jobs.hold import Hold
 from jobs.ledger import DoneSegment, WorkFolder
 from jobs.plan import Plan, Run, Segment, companion_scan
+from jobs.progress import Count
 from jobs.strikes import QuarantinedError, RunStrikes
 from jobs.task import VideoTask
 
 #: Batches decoded ahead, and results waiting for the encoder. Two hide the jitter of either side.
 _QUEUE = 2
+
+
+def _untold(*_: object) -> None:
+    return None
 
 
 def run_segments(
@@ -40,6 +47,8 @@ def run_segments(
     *,
     on_frames: Callable[[int], None],
     on_note: Callable[[str], None],
+    on_count: Callable[[Count, int], None] = _untold,
+    on_pause: Callable[[str | None], None] = _untold,
 ) -> int:
     """Does the segments of a run that are not done yet.
 
@@ -50,6 +59,8 @@ def run_segments(
         config: window, batch sizes, pins.
         on_frames: told how many more frames are encoded.
         on_note: told of repeated calls.
+        on_count: told of segments that are done, failed or quarantined, of repeated calls and strikes.
+        on_pause: told why no new frames are taken, again and again; None when it goes on.
 
     Returns:
         Frames encoded now; those of segments that were done before are not counted.
@@ -58,8 +69,13 @@ def run_segments(
         QuarantinedError: a segment had its last strike, now or earlier; all that do not need its state are done.
         JobError: with the video, the segment and the reason; finished segments are kept.
     """
+
+    def retried(reason: str) -> None:
+        on_note(reason)
+        on_count("calls_retried", 1)
+
     work = WorkFolder(task.folder)
-    strikes = RunStrikes(task, run, work)
+    strikes = RunStrikes(task, run, work, on_count)
     stateful = any(card(step.model).stateful for step in task.steps)
     resets = set(plan.cuts.tolist())
     frames = 0
@@ -70,11 +86,14 @@ def run_segments(
             break
         state = _state_before(work, run, part[0], len(task.steps), done)
         with suppress(QuarantinedError), ExitStack() as stack:
-            chain = Chain(task.steps, config, on_note, strikes)
-            source = _Source(task, plan, config.troupe.batch, stack)
+            chain = Chain(task.steps, config, retried, strikes)
+            hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
+            source = _Source(task, plan, config.troupe.batch, hold, stack)
             pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
-            sink = _Sink(task, plan, run, work, stack, on_frames)
+            # Before the threads are told to stop: the decoder's may be waiting for room.
+            stack.callback(hold.end)
+            sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
             sink.write(results, part)
         frames += sum(segment.frames for index, segment in work.done(run).items() if index not in done)
     for segment in run.segments:
@@ -86,8 +105,8 @@ def run_segments(
 class _Source:
     """Decodes segments into batches, companions (a mask) beside them."""
 
-    def __init__(self, task: VideoTask, plan: Plan, settings: BatchSettings, stack: ExitStack) -> None:
-        self._task, self._plan = task, plan
+    def __init__(self, task: VideoTask, plan: Plan, settings: BatchSettings, hold: Hold, stack: ExitStack) -> None:
+        self._task, self._plan, self._hold = task, plan, hold
         self._decoder = stack.enter_context(closing(Decoder(plan.scan, task.limits)))
         self._masks = {
             plane: stack.enter_context(closing(Decoder(companion_scan(task, plane), task.limits)))
@@ -108,6 +127,7 @@ class _Source:
                 yield self._piece(segment, first, last)
 
     def _piece(self, segment: Segment, first: int, last: int) -> Piece:
+        self._hold.wait()
         begun = time.perf_counter()
         scan = self._plan.scan
         rgb = np.empty((last - first, scan.info.height, scan.info.width, 3), np.uint8)
@@ -129,11 +149,12 @@ class _Sink:
         work: WorkFolder,
         stack: ExitStack,
         on_frames: Callable[[int], None],
+        on_count: Callable[[Count, int], None],
     ) -> None:
         self._task, self._plan, self._run, self._work = task, plan, run, work
         self._composer = stack.enter_context(closing(task.finish.open(plan.scan)))
         self._writer: SegmentWriter | None = None
-        self._on_frames = on_frames
+        self._on_frames, self._on_count = on_frames, on_count
         self._seconds: dict[str, float] = {}
         self._retries = 0
         self._notices: dict[str, None] = {}
@@ -144,6 +165,7 @@ class _Sink:
 
         Raises:
             JobError: whatever failed on the way of a batch, with its video and segment.
+            Exception: a model's own error.
         """
         for segment in segments:
             try:
@@ -151,7 +173,10 @@ class _Sink:
                     pass
             except QuarantinedError:
                 raise
-            except TroupeError as error:
+            except Exception as error:
+                self._on_count("segments_failed", 1)
+                if not isinstance(error, TroupeError):
+                    raise
                 name = self._task.source.name
                 reason = ": ".join(part for part in (error.thing, error.place, error.reason) if part not in ("", name))
                 raise JobError(name, reason, place=segment.place, remedy=error.remedy) from error
@@ -216,6 +241,7 @@ class _Sink:
                 (*self._task.notices, *self._notices),
             ),
         )
+        self._on_count("segments_done", 1)
         self._seconds, self._retries, self._notices = {}, 0, {}
         give_back_freed()
 

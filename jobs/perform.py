@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from actors.catalogue import card
+from cluster.callboard import Callboard
 from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
@@ -14,6 +16,7 @@ from cluster.preflight import check_room
 from cluster.session import Session, connect, messages_on_stderr
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
+from jobs.metering import metering
 from jobs.progress import Reporter
 from jobs.task import VideoTask
 
@@ -44,12 +47,13 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
             warm_workers(lanes + 1)
             skew = _raise_pins(pins, tasks, config, display, allow_skew=allow_skew)
             tasks = [replace(task, notices=_notices(task, config, skew)) for task in tasks]
+            display.paused_pins = partial(_held, Callboard(), {pin.name for pin in pins})
 
         def ended(outcome: Outcome) -> None:
             outcomes.append(outcome)
             display.ended(outcome)
 
-        with display.following(reporter, tasks):
+        with display.following(reporter, tasks), metering(reporter, len(tasks), tasks[0].root.parent):
             Batch(config, lanes, reporter, ended, allow_skew=allow_skew).run(tasks)
     return outcomes
 
@@ -89,6 +93,11 @@ def _raise_pins(
     if deployed and not found:
         display.note("pins are up")
     return skew
+
+
+def _held(board: Callboard, pins: Collection[str]) -> dict[str, str]:
+    """Those of the pins that hold batch calls, and why."""
+    return {state["pin"]: state["held"] for state in board.states().values() if state["held"] and state["pin"] in pins}
 
 
 def _notices(task: VideoTask, config: Config, skew: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -15,15 +15,19 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 2.0
 
+#: What lanes count beside the frames of a video's progress: those encoded in this job, and what became of segments.
+Count = Literal["frames", "segments_done", "segments_failed", "segments_quarantined", "calls_retried", "strikes"]
+
 
 @dataclass(slots=True)
 class VideoProgress:
-    """One video's state: frames planned (0 before), frames done in this run, what it is doing, notes."""
+    """One video's state: frames planned (0 before), frames done in this run, what it is doing, notes, counts."""
 
     frames: int = 0
     done: int = 0
     stage: str = "waiting"
     notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 class Board:
@@ -32,14 +36,25 @@ class Board:
     def __init__(self) -> None:
         self._videos: dict[str, VideoProgress] = {}
 
-    def put(self, video: str, *, frames: int = 0, done: int = 0, stage: str = "", note: str = "") -> None:
-        """Adds to a video: `frames` and `done` count up, `stage` replaces, `note` is appended once."""
+    def put(
+        self,
+        video: str,
+        *,
+        frames: int = 0,
+        done: int = 0,
+        stage: str = "",
+        note: str = "",
+        counts: Mapping[Count, int] | None = None,
+    ) -> None:
+        """Adds to a video: `frames`, `done` and `counts` count up, `stage` replaces, `note` is appended once."""
         state = self._videos.setdefault(video, VideoProgress())
         state.frames += frames
         state.done += done
         state.stage = stage or state.stage
         if note and note not in state.notes:
             state.notes.append(note)
+        for name, by in (counts or {}).items():
+            state.counts[name] = state.counts.get(name, 0) + by
 
     def snapshot(self) -> dict[str, VideoProgress]:
         """All videos."""

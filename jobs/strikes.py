@@ -6,11 +6,13 @@ before the next try, so a driver that is killed and started again does not begin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from cluster.errors import JobError
 from jobs.ledger import Strike, WorkFolder
 from jobs.plan import Run, Segment
+from jobs.progress import Count
 from jobs.task import VideoTask
 
 STRIKES = 3
@@ -27,10 +29,12 @@ class RunStrikes:
         task: the video.
         run: the run.
         work: the video's folder.
+        on_count: told of strikes and of segments that are quarantined.
     """
 
-    def __init__(self, task: VideoTask, run: Run, work: WorkFolder) -> None:
+    def __init__(self, task: VideoTask, run: Run, work: WorkFolder, on_count: Callable[[Count, int], None]) -> None:
         self._task, self._run, self._work = task, run, work
+        self._on_count = on_count
         self._segments = {self.key(segment): segment for segment in run.segments}
         self._counts: dict[int, int] = {}
         for strike in work.strikes(run):
@@ -58,7 +62,9 @@ class RunStrikes:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._work.strike(self._run, Strike(segment.index, segment.first, segment.last, reason, now))
         self._counts[segment.index] = self._counts.get(segment.index, 0) + 1
+        self._on_count("strikes", 1)
         if self.is_quarantined(segment):
+            self._on_count("segments_quarantined", 1)
             raise self.quarantined(segment)
 
     def quarantined(self, segment: Segment) -> QuarantinedError:

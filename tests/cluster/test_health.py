@@ -14,12 +14,15 @@ from cluster.health import (
     check_memory,
     check_open_files,
     check_packages,
+    check_sensors,
     check_shared_memory,
     failed,
     judge_freeing,
     judge_gpu,
     memory_bytes,
 )
+from cluster.nvml import Card
+from tests.cluster.test_nvml import Driver
 
 CARD = "NVIDIA GeForce RTX 3060, 12288 MiB, 535.54"
 SEEN = TorchFound("2.13.0", built="13.0", devices=1)
@@ -92,3 +95,20 @@ def test_absent_package_fails_with_the_command_that_installs_it() -> None:
 def test_error_becomes_a_failed_check_with_its_remedy() -> None:
     check = failed("Ray", UsageError("Ray 2.40", "is too old", remedy="upgrade"))
     assert (check.status, check.detail, check.remedy) == ("fail", "Ray 2.40: is too old", "upgrade")
+
+
+def test_sensors_of_a_card_are_told() -> None:
+    check = check_sensors(Card("0", Driver()))
+    assert check.status == "ok"
+    assert check.detail == "NVIDIA GeForce RTX 3060 (GPU 1), 71 °C, 170 W, 3.2 of 12.9 GB in use"
+
+
+def test_card_that_hides_its_temperature_is_a_warning() -> None:
+    check = check_sensors(Card("0", Driver(nvmlDeviceGetTemperature=RuntimeError("Not Supported"))))
+    assert check.status == "warn"
+    assert "no temperature" in check.detail
+
+
+def test_machine_without_a_driver_is_told_that_heat_limits_nothing() -> None:
+    check = check_sensors(Card("0", Driver(nvmlInit=RuntimeError("NVML Shared Library Not Found"))))
+    assert (check.status, "heat limits nothing" in check.detail) == ("ok", True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.video.encode import EncoderSettings
-from cluster.config import BatchSettings, Config, TroupeSettings
+from cluster.config import BatchSettings, Config, GovernorSettings, TroupeSettings
 from cluster.weights import WeightsStore
 from jobs.assemble import assemble
 from jobs.backgrounds import Library
@@ -22,8 +22,14 @@ FAST = EncoderSettings("x264", 18, "ultrafast", 1, 2)
 
 
 def config_of(**batch: Any) -> Config:
-    """The default configuration with other batch settings; segments of one second unless told otherwise."""
-    return Config(troupe=TroupeSettings(batch=BatchSettings(**{"segment_seconds": 1, **batch})))
+    """The default configuration with other batch settings; segments of one second unless told otherwise.
+
+    However full the disk is, lanes do not wait for room.
+    """
+    troupe = TroupeSettings(
+        batch=BatchSettings(**{"segment_seconds": 1, **batch}), governor=GovernorSettings(min_free_gib=0)
+    )
+    return Config(troupe=troupe)
 
 
 def ingest_of(
