@@ -40,6 +40,11 @@ class PartedCall:
         self._next = 0
 
     @property
+    def frames(self) -> int:
+        """How many there are in all."""
+        return len(self._batch)
+
+    @property
     def done(self) -> bool:
         """Whether all frames went through."""
         return self._next == len(self._batch)

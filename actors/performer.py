@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -63,6 +64,22 @@ class Work:
         return [key_of(step) for step in self.steps]
 
 
+class Watch(Protocol):
+    """Who wants to know what happens."""
+
+    def turn_begins(self, work: Work) -> None:
+        """A call has the next turn; told on the execution thread, before anything is executed."""
+        ...
+
+    def ended(self, work: Work) -> None:
+        """A call is through, failed, or nobody wants it any more; told on the event loop, before its caller is."""
+        ...
+
+    def shrunk(self, step: Step, model: Model) -> None:
+        """Memory ran out, and the call is tried again with a smaller model; told on the execution thread."""
+        ...
+
+
 class Performer:
     """Turns, residents and the thread that they share.
 
@@ -71,7 +88,7 @@ class Performer:
         residents: the models.
         load: loads a step's model.
         max_call_s: longest turn, where parts are short enough.
-        on_turn: told of the call that has the next turn, on the thread, before anything is executed.
+        watch: is told of everything.
         share: of a GPU, for errors.
     """
 
@@ -82,8 +99,7 @@ class Performer:
         load: Callable[[Step], Model],
         *,
         max_call_s: float,
-        on_turn: Callable[[Work], None],
-        on_end: Callable[[Work], None],
+        watch: Watch,
         share: float = 0.0,
     ) -> None:
         self.residents = residents
@@ -91,15 +107,15 @@ class Performer:
         self._name = name
         self._load = load
         self._max_call_s = max_call_s
-        self._on_turn = on_turn
-        self._on_end = on_end
+        self._watch = watch
         self._share = share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="performer")
         #: Micro-batch and tile that fitted after memory had run out, by resident: they outlive its unloading.
         self._fitting: dict[str, dict[str, int]] = {}
         self._executing: tuple[Work, float] | None = None
         self._wake = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._giving: asyncio.Task[None] | None = None
 
     async def perform(self, steps: Sequence[Step], batch: FrameBatch, carries: Sequence[Carry], call: Call) -> Work:
         """Runs a chain on a batch; the result is in the returned work's `parted`.
@@ -115,9 +131,16 @@ class Performer:
         """Has the steps' models resident; raises what loading raises."""
         await self._do(Work(Call("interactive"), tuple(steps), None, _future()))
 
-    async def unload_idle(self, unused_s: float) -> None:
-        """Unloads what nobody has used for so long."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._unload_idle, unused_s)
+    def unload_idle(self, unused_s: float) -> Future[bool]:
+        """Unloads, between turns, what nobody has used for so long; says whether there was any. From any thread."""
+        return self._thread.submit(self._unload_idle, unused_s)
+
+    def hold(self, reason: str) -> None:
+        """Begins no batch call any more, or, with an empty reason, goes on. From any thread."""
+        if reason != self.turns.held:
+            self.turns.held = reason
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     @property
     def working_s(self) -> float:
@@ -135,15 +158,17 @@ class Performer:
         if any(begun.call.alone for begun in self.turns.begun()):
             raise self._deferred()
         self.turns.add(work, work.call.priority)
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._give_turns())
+        if self._giving is None:
+            self._loop = asyncio.get_running_loop()
+            self._giving = self._loop.create_task(self._give_turns())
         self._wake.set()
         try:
             await work.future
         finally:
-            # Cancelled while it waited: it never runs. One that has begun is taken out between turns.
-            if work not in self.turns.begun():
+            # Cancelled or sent back while it waited: it never runs. One that has begun is taken out between turns.
+            if work.waited is None and work not in self.turns.begun():
                 self.turns.remove(work)
+                self._watch.ended(work)
         return work
 
     async def _give_turns(self) -> None:
@@ -182,7 +207,7 @@ class Performer:
         begun = time.monotonic()
         if work.waited is None:
             work.waited = begun - work.arrived
-        self._on_turn(work)
+        self._watch.turn_begins(work)
         if work.models is None:
             by_key = {key_of(step): step for step in work.steps}
             work.models = self.residents.take(work.keys, lambda key: self._loaded(by_key[key]))
@@ -202,6 +227,7 @@ class Performer:
         def told(in_force: str) -> None:
             work.notices.append(f"pin {self._name}: CUDA out of memory, {step.model} goes on with {in_force}")
             self._fitting[key_of(step)] = {name: getattr(model, name) for name in SIZES if hasattr(model, name)}
+            self._watch.shrunk(step, model)
 
         try:
             return run_shrinking(call, model, part.size, make_room=lambda: self._unload_idle(0.0), on_shrink=told)
@@ -230,7 +256,7 @@ class Performer:
         if work.models is not None:
             work.models = None
             self.residents.give_back(work.keys)
-        self._on_end(work)
+        self._watch.ended(work)
 
     def _deferred(self) -> DeferredError:
         return DeferredError(f"pin {self._name}", "runs a call alone that may end it", remedy="call again in a moment")

@@ -8,13 +8,14 @@ thread of their own (`actors.performer`), so the event loop always answers healt
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import ray
 from ray import serve as ray_serve
@@ -26,14 +27,19 @@ from actors.model import Dtype, Model, Setup, Step
 from actors.performer import Performer, Work, key_of
 from actors.residency import Residents
 from cluster.callboard import Callboard
-from cluster.calls import Call
+from cluster.calls import Call, Priority
 from cluster.config import PinSettings
 from cluster.errors import ClusterError, UsageError
+from cluster.governor import heat_governor
 from cluster.identity import code_hash
+from cluster.metrics import GpuMetrics, PinMetrics
+from cluster.nvml import Card
 from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
+
+Outcome = Literal["done", "failed", "cancelled"]
 
 #: More than all callers together keep in flight.
 MAX_ONGOING_REQUESTS = 1000
@@ -93,23 +99,32 @@ class Pin:
         self._store = WeightsStore(Path(weights))
         self._weights: dict[str, tuple[StoredWeight, ...]] = {}
         self._calls = 0
+        uuid = str(torch.cuda.get_device_properties(0).uuid) if device == "cuda" else ""
+        self._card = Card(uuid)
+        self._governor = heat_governor(self._settings.governor, self._card)
+        self._metrics, self._gpu = PinMetrics(self._settings.name), GpuMetrics(self._card)
         self._replica = ray.get_runtime_context().get_actor_id()
         self._board = Callboard()
         self._written = ""
-        self._telling: asyncio.Task[None] | None = None
-        residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
+        self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
             self._settings.name,
-            residents,
+            self._residents,
             self._load,
             max_call_s=self._settings.max_call_ms / 1000,
-            on_turn=self._turn_begins,
-            on_end=self._ended,
+            watch=self,
             share=self._settings.num_gpus,
         )
         for name in self._settings.preload:
-            residents.take([name], lambda key: self._load(Step(key)))
-            residents.give_back([name])
+            self._residents.take([name], lambda key: self._load(Step(key)))
+            self._residents.give_back([name])
+        self._metrics.replica_started()
+        self._metrics.replicas_lost(self._board.take_over(self._settings.name, self._replica))
+        threading.Thread(target=self._tell, name="teller", daemon=True).start()
+
+    def __del__(self) -> None:
+        # Serve calls it when it ends a replica on purpose: that one is not lost.
+        self._board.leave(self._replica)
 
     async def run(
         self,
@@ -131,7 +146,6 @@ class Pin:
             DeferredError: the pin runs a call alone; make this one again in a moment.
             TroupeError: a model is not hosted here, its weights are missing, or GPU memory ran out for good.
         """
-        self._tell_from_now_on()
         batch = source.batch if isinstance(source, Result) else source
         chain = [Step(**step) for step in steps]
         carries: Sequence[Carry] = state.carries if isinstance(state, Result) else (state or [{}] * len(chain))
@@ -155,7 +169,6 @@ class Pin:
         With `steps`, their models are loaded first, so that a job finds a missing checkpoint before it decodes, and
         their weights' hashes are in the answer.
         """
-        self._tell_from_now_on()
         if steps:
             await self._performer.load([Step(**step) for step in steps])
         weights = {weight.name: asdict(weight) for used in self._weights.values() for weight in used}
@@ -178,7 +191,7 @@ class Pin:
             )
 
     def _state(self) -> dict[str, Any]:
-        performer, residents = self._performer, self._performer.residents
+        turns, residents = self._performer.turns, self._residents
         context = ray.get_runtime_context()
         return {
             "pin": self._settings.name,
@@ -190,32 +203,51 @@ class Pin:
             "loads": residents.loads,
             "unloads": residents.unloads,
             "calls": self._calls,
-            "waiting": {"interactive": performer.turns.count("interactive"), "batch": performer.turns.count("batch")},
-            "held": performer.turns.held,
+            "waiting": {priority: turns.count(priority) for priority in get_args(Priority)},
+            "held": turns.held,
+            "sensors": self._card.absence or "read",
         }
 
-    def _tell_from_now_on(self) -> None:
-        """Serve runs this class's constructor outside of the event loop: what needs one begins with the first call."""
-        if self._telling is None:
-            self._telling = asyncio.create_task(self._tell())
-
-    async def _tell(self) -> None:
+    def _tell(self) -> None:
+        """On a thread of its own: a driver that hangs must not stop calls."""
         while True:
+            held = self._governor.check() or ""
+            self._performer.hold(held)
             self._board.tell(self._replica, self._state())
-            await asyncio.sleep(_TELL_SECONDS)
+            self._metrics.queued(self._performer.turns.count("interactive"), self._performer.turns.count("batch"))
+            self._metrics.paused(held or None)
+            self._metrics.refresh()
+            self._gpu.report()
+            if self._device == "cuda":
+                self._metrics.vram(*_vram(self._settings.num_gpus))
             if self._settings.idle_unload_s:
-                await self._performer.unload_idle(self._settings.idle_unload_s)
+                self._performer.unload_idle(self._settings.idle_unload_s)
+            time.sleep(_TELL_SECONDS)
 
-    def _turn_begins(self, work: Work) -> None:
+    def turn_begins(self, work: Work) -> None:
+        """Writes down outside of this process what it executes (`actors.performer.Watch`)."""
         if work.call.token != self._written:
             self._board.begin(self._replica, work.call.token)
             self._written = work.call.token
 
-    def _ended(self, work: Work) -> None:
-        self._calls += work.parted is not None
+    def ended(self, work: Work) -> None:
+        """Counts a call (`actors.performer.Watch`)."""
         if work.call.token == self._written:
             self._board.idle(self._replica)
             self._written = ""
+        if work.parted is None:
+            return
+        future = work.future
+        outcome: Outcome = "cancelled" if future.cancelled() else "failed" if future.exception() else "done"
+        self._metrics.ended(work.call.priority, outcome, work.waited, work.ran)
+        if outcome == "done":
+            self._calls += 1
+            for step in work.steps:
+                self._metrics.frames(step.model, work.parted.frames)
+
+    def shrunk(self, step: Step, model: Model) -> None:
+        """Counts an out-of-memory (`actors.performer.Watch`)."""
+        self._metrics.shrunk(step.model, getattr(model, "micro_batch", 1), getattr(model, "tile", 0))
 
     def _load(self, step: Step) -> Model:
         if step.model not in self._settings.models:
@@ -236,12 +268,23 @@ class Pin:
         )
         model = entry.load(setup)
         self._weights[key_of(step)] = weights
+        self._metrics.loaded(
+            step.model, len(self._residents.keys) + 1, getattr(model, "micro_batch", 1), getattr(model, "tile", 0)
+        )
         log.info("pin %s: loaded %s on %s as %s", self._settings.name, key_of(step), self._device, self._dtype)
         return model
 
     def _unloaded(self, key: str) -> None:
         self._weights.pop(key, None)
+        self._metrics.unloaded(key.partition(" ")[0], len(self._residents.keys))
         log.info("pin %s: unloaded %s", self._settings.name, key)
+
+
+def _vram(share: float) -> tuple[int, int]:
+    """Bytes of the GPU that torch holds in this process, and that the share allows."""
+    import torch
+
+    return torch.cuda.memory_reserved(), round(share * torch.cuda.get_device_properties(0).total_memory)
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:

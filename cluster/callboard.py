@@ -17,8 +17,10 @@ from ray.exceptions import GetTimeoutError, RayError
 
 NAME, NAMESPACE = "troupe-callboard", "troupe"
 
-#: A replica that told nothing for so long is gone: it tells every second.
+#: A replica that told nothing for so long is not shown: it tells every second.
 LOST_SECONDS = 10.0
+#: One that was silent for so long when another comes up is what that one replaces, which takes three seconds.
+_SILENT_SECONDS = 2.5
 _ASK_SECONDS = 5.0
 _REMEMBERED = 256
 
@@ -43,13 +45,26 @@ class _Board:
     def executing(self, tokens: Collection[str]) -> list[str]:
         return [token for token in self._executing.values() if token in tokens]
 
+    def take_over(self, pin: str, replica: str) -> int:
+        silent = time.monotonic() - _SILENT_SECONDS
+        gone = [
+            name
+            for name, (told, state) in self._states.items()
+            if state["pin"] == pin and name != replica and told < silent
+        ]
+        for name in gone:
+            del self._states[name]
+        return len(gone)
+
+    def leave(self, replica: str) -> None:
+        self._states.pop(replica, None)
+
     def tell(self, replica: str, state: Mapping[str, Any]) -> None:
         self._states[replica] = time.monotonic(), state
 
     def states(self) -> dict[str, Mapping[str, Any]]:
-        now = time.monotonic()
-        self._states = {name: entry for name, entry in self._states.items() if now - entry[0] < LOST_SECONDS}
-        return {name: state for name, (_, state) in self._states.items()}
+        recent = time.monotonic() - LOST_SECONDS
+        return {name: state for name, (told, state) in self._states.items() if told > recent}
 
 
 class Callboard:
@@ -84,6 +99,18 @@ class Callboard:
         with _forgiving():
             found |= set(ray.get(self._board.executing.remote(list(tokens)), timeout=_ASK_SECONDS))
         return found
+
+    def take_over(self, pin: str, replica: str) -> int:
+        """A new replica asks how many of its pin fell silent without leaving; each is counted once."""
+        lost: list[int] = []
+        with _forgiving():
+            lost.append(ray.get(self._board.take_over.remote(pin, replica), timeout=_ASK_SECONDS))
+        return sum(lost)
+
+    def leave(self, replica: str) -> None:
+        """A replica ends on purpose."""
+        with _forgiving():
+            self._board.leave.remote(replica)
 
     def tell(self, replica: str, state: Mapping[str, Any]) -> None:
         """Tells a replica's state; returns at once."""

@@ -150,6 +150,8 @@ class Window:
             except (RayActorError, BackPressureError, RayServeException, TimeoutError) as error:
                 if not _is_loss(error):
                     raise
+                if isinstance(error, TimeoutError) and self._is_held():
+                    continue
                 losses += 1
                 self._repeat(error, losses)
                 continue
@@ -213,6 +215,11 @@ class Window:
         for stage in self._stages:
             stage.await_ready()
         self._send_again()
+
+    def _is_held(self) -> bool:
+        """Whether a pin holds batch work back, which is no fault of anybody's and may take long."""
+        pins = {stage.pin for stage in self._stages}
+        return any(state["pin"] in pins and state["held"] for state in self._board.states().values())
 
     def _charge(self, reason: str) -> None:
         """A strike for the work whose call a replica died of, if it was one of ours."""

@@ -50,17 +50,25 @@ class Stage:
         self.log: list[str] = []
         self.models: dict[str, Fake] = {}
         self.turns: list[str] = []
-        self.ended: list[str] = []
+        self.finished: list[str] = []
         self.gates: dict[str, threading.Event] = {}
         self.performer = Performer(
             "test",
             Residents(room, self._unload),
             self._load,
             max_call_s=max_call_s,
-            on_turn=lambda work: self.turns.append(work.call.key),
-            on_end=lambda work: self.ended.append(work.call.key),
+            watch=self,
             share=0.3,
         )
+
+    def turn_begins(self, work: Work) -> None:
+        self.turns.append(work.call.key)
+
+    def ended(self, work: Work) -> None:
+        self.finished.append(work.call.key)
+
+    def shrunk(self, step: Step, model: Model) -> None:
+        self.log.append(f"{step.model} shrunk to {model.micro_batch}")  # type: ignore[attr-defined]
 
     def _load(self, step: Step) -> Model:
         model = self.models[step.model] = Fake(step.model, self.log)
@@ -112,7 +120,7 @@ def test_request_goes_between_the_turns_of_a_batch_call() -> None:
     run(body)
     assert stage.log == ["b0", "i0", "b1", "b2", "o0"]
     assert stage.turns == ["b", "i", "b", "b", "o"]
-    assert stage.ended == ["i", "b", "o"]
+    assert stage.finished == ["i", "b", "o"]
 
 
 def test_long_turns_do_as_many_parts_as_fit() -> None:
@@ -138,7 +146,7 @@ def test_three_models_with_room_for_two_under_a_thousand_calls_never_lose_one_in
         await asyncio.gather(*calls)
 
     run(body)
-    assert sorted(stage.ended, key=int) == [str(number) for number in range(1000)]
+    assert sorted(stage.finished, key=int) == [str(number) for number in range(1000)]
     residents = stage.performer.residents
     assert residents.loads - residents.unloads == len(residents.keys) == 2
     assert residents.unloads > 2
@@ -158,7 +166,7 @@ def test_request_whose_model_has_no_room_waits_for_the_batch_call_and_goes_next(
         await asyncio.gather(batch, *tasks)
 
     run(body)
-    assert stage.ended == ["b", "i", "o"]
+    assert stage.finished == ["b", "i", "o"]
 
 
 def test_chain_of_more_models_than_there_is_room_for_is_refused() -> None:
@@ -236,8 +244,7 @@ def test_out_of_memory_at_the_floor_names_the_pin_the_size_and_the_remedy() -> N
         Residents(1, lambda _: None),
         lambda _: Full(),
         max_call_s=1,
-        on_turn=_ignore,
-        on_end=_ignore,
+        watch=Stage(),
         share=0.3,
     )
     batch = FrameBatch(np.zeros((1, 1080, 1920, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.bool_))
@@ -270,7 +277,7 @@ def test_working_size_is_told_and_outlives_an_unloading() -> None:
 
     async def body() -> tuple[Work, Work]:
         first = await stage.call("x")
-        await stage.performer.unload_idle(0)
+        await asyncio.wrap_future(stage.performer.unload_idle(0))
         return first, await stage.call("y")
 
     first, second = run(body)
@@ -299,6 +306,22 @@ def test_frames_stay_on_the_device_between_the_models_of_a_chain() -> None:
     assert (work.parted.result[0].rgb == 248).all()
 
 
+def test_held_batch_waits_requests_do_not_and_it_goes_on_when_released() -> None:
+    stage = Stage()
+
+    async def body() -> None:
+        await stage.call("first")
+        stage.performer.hold("GPU 0 at 90 °C, over 83")
+        batch = asyncio.create_task(stage.call("b"))
+        await stage.call("i", priority="interactive")
+        assert not batch.done()
+        await asyncio.to_thread(stage.performer.hold, "")
+        await batch
+
+    run(body)
+    assert stage.finished == ["first", "i", "b"]
+
+
 def test_time_at_work_counts_the_call_s_own_turns_alone() -> None:
     stage = Stage()
     gate = stage.closed("a")
@@ -316,7 +339,3 @@ def test_time_at_work_counts_the_call_s_own_turns_alone() -> None:
         assert stage.performer.working_s == 0
 
     run(body)
-
-
-def _ignore(_: object) -> None:
-    return None
