@@ -8,6 +8,8 @@ and run one at a time on the pin's execution thread, so the event loop always an
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import time
@@ -28,6 +30,8 @@ from actors.model import Dtype, Model, Setup, Step
 from cluster.config import PinSettings
 from cluster.errors import UsageError
 from cluster.identity import code_hash
+from cluster.pins import configured_pins
+from cluster.preflight import placed
 from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
@@ -171,13 +175,15 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     """The Serve application of one pin; on a cluster without GPUs it runs on a CPU and says so.
 
     Args:
-        args: a `PinSettings` as a mapping.
+        args: a `PinSettings` as a mapping; a share and a number of replicas that it leaves open are filled in.
+
+    Raises:
+        RoomError: it does not fit, together with the other pins of the same file that `serve deploy` brings up.
     """
-    settings = PinSettings.model_validate(args)
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    device = "cuda" if gpus and settings.num_gpus else "cpu"
-    if device == "cpu" and settings.num_gpus:
+    settings, device = placed(PinSettings.model_validate(args), configured_pins())
+    if device == "cpu" and settings.num_gpus != 0:
         log.warning("pin %s: no GPU in this cluster, its models run on the CPU", settings.name)
+    weights = str(default_folder(os.environ).resolve())
     deployment = ray_serve.deployment(
         Pin,
         name=settings.name,
@@ -191,4 +197,9 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
             "runtime_env": {"env_vars": CPU_ENVIRONMENT if device == "cpu" else {}},
         },
     )
-    return deployment.bind(settings.model_dump(), device, str(default_folder(os.environ).resolve()))
+    # Serve replaces replicas whose version changes, and would take a new one for each deployment: so one that is
+    # deployed again as it was, or with another number of replicas, keeps those that run.
+    same = [settings.model_dump(exclude={"replicas"}), device, weights, code_hash("actors", "cluster")]
+    version = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+    deployment = deployment.options(version=version, _internal=True)
+    return deployment.bind(settings.model_dump(), device, weights)

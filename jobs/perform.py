@@ -10,7 +10,8 @@ from actors.catalogue import card
 from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
-from cluster.preflight import check_room
+from cluster.preflight import check_room, gpu_budget
+from cluster.room import survey
 from cluster.session import Session, connect, messages_on_stderr
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
@@ -38,7 +39,9 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         lanes = lane_count(config.troupe.batch, session.cpus)
         pins = needed_pins(tasks, config)
         display.note(_what_runs(session, lanes, pins))
-        check_room(session, config.troupe.batch, pins, lanes)
+        room = survey()
+        starting = [pin for pin in pins if pin.name not in room.replicas]
+        check_room(session, config.troupe.batch, pins, lanes, room, gpu_budget(starting, room))
         reporter = Reporter.start()
         if pins:
             warm_workers(lanes + 1)
