@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import backgrounds, doctor, models, weights
+from cli import backgrounds, doctor, models, plan, profile, status, up, weights
 from cli.demo.command import demo
 from jobs.restage.command import restage
 
@@ -22,6 +22,11 @@ app.command("demo")(demo)
 app.command("restage")(restage)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
+app.command("profile")(profile.profile)
+app.command("up")(up.up)
+app.command("down")(up.down)
+app.command("status")(status.status)
 app.add_typer(weights.app, name="weights")
 app.add_typer(backgrounds.app, name="backgrounds")
 

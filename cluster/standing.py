@@ -158,5 +158,7 @@ def _await_address(process: subprocess.Popen[bytes], log: Path) -> str:
             return found[1]
         if process.poll() is not None or time.monotonic() > deadline:
             last = " ".join(text.split())[-400:]
-            raise ClusterError("Ray", f"did not start: {last or 'it said nothing'}", remedy=f"see {log}, `troupe doctor`")
+            raise ClusterError(
+                "Ray", f"did not start: {last or 'it said nothing'}", remedy=f"see {log}, `troupe doctor`"
+            )
         time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.budget import Budget, PinNeed
 
@@ -75,3 +76,50 @@ def _bar(budget: Budget) -> str:
         names.append("/ others")
     bar = cells[:width].ljust(width, "·") + ("" if len(cells) <= width else f"|{cells[width:]}"[: _BAR + 1])
     return f"[{bar}] {budget.total + max(0.0, held):.2f} of {budget.gpus}: {', '.join(names) or 'nothing'}"
+
+
+def budget_values(budget: Budget) -> dict[str, Any]:
+    """The budget as JSON values."""
+    return {
+        "card": budget.card.name,
+        "card_mib": budget.card.total_mib,
+        "assumed": budget.assumed,
+        "gpus": budget.gpus,
+        "free": list(budget.free),
+        "fits": budget.fits,
+        "total": budget.total,
+        "pins": [
+            {
+                "name": need.pin.name,
+                "num_gpus": need.share,
+                "needed": need.needed,
+                "explicit": need.explicit,
+                "replicas": need.replicas,
+                "need_mib": round(need.need_mib),
+                "floor_mib": round(need.floor_mib),
+                "resident_mib": round(need.resident_mib),
+                "activation_mib": round(need.activation_mib),
+                "context_mib": round(need.context_mib),
+                "frame": need.pin.frame,
+                "micro_batch": need.pin.micro_batch,
+                "tile": need.pin.tile,
+                "estimated": need.estimated,
+                "models": {
+                    model.name: {
+                        "resident_mib": round(model.resident_mib, 1),
+                        "activation_mib": round(model.activation_mib, 1),
+                        "estimated": model.estimated,
+                    }
+                    if model.known
+                    else None
+                    for model in need.models
+                },
+            }
+            for need in budget.pins
+        ],
+        "problems": list(budget.problems),
+        "warnings": list(budget.warnings),
+        "remedies": [
+            {"change": remedy.change, "total": remedy.total, "fits": remedy.fits} for remedy in budget.remedies
+        ],
+    }
