@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict
 from typing import Annotated
@@ -23,6 +24,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         with connect() as session, messages_on_stderr():
             from cluster.replicas import read_replicas
 
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
             replicas = read_replicas()
     if as_json:
         ray = {"address": os.environ["RAY_ADDRESS"], "cpus": session.cpus, "gpus": session.gpus}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from cluster.room import Room, survey
 from cluster.session import connect, joins, messages_on_stderr
 from cluster.standing import join_standing, standing, start, stop
 
+Say = Callable[[str], None]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="By default ray-config.yaml here.")]
 
 
@@ -27,6 +29,7 @@ def up(
     num_gpus: Annotated[int | None, typer.Option("--num-gpus", min=0, help="What a new Ray is told it has.")] = None,
 ) -> None:
     """Start Ray here, or join the one at RAY_ADDRESS, and bring up every pin; what runs as configured is left alone."""
+    say = _speaker()
     with exit_codes():
         found = load_config(config)
         joined = join_standing(os.environ) or joins(os.environ)
@@ -36,43 +39,44 @@ def up(
                 check_gpus(budget)  # before Ray takes ten seconds to start
             os.environ["RAY_ADDRESS"] = start(os.environ, num_cpus=num_cpus, num_gpus=num_gpus).address
         try:
-            _bring_up(found)
+            _bring_up(found, say)
         except BaseException:
             if not joined:
                 stop(os.environ)
             raise
     here = standing(os.environ)
-    _say("troupe restage joins it by itself" if here else f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} joins it")
+    say("troupe restage joins it by itself" if here else f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} joins it")
 
 
 def down(config: ConfigOption = None) -> None:
     """End the Ray that `troupe up` started, with all that runs in it; in a Ray that it joined, only the pins."""
+    say = _speaker()
     with exit_codes():
         if not joins(os.environ):
             ended = stop(os.environ)
-            _say(f"ended Ray at {ended.address}" if ended else "nothing is up: no Ray was started by `troupe up` here")
+            say(f"ended Ray at {ended.address}" if ended else "nothing is up: no Ray was started by `troupe up` here")
             return
         names = [pin.name for pin in load_config(config).pins]
         with connect(), messages_on_stderr():
             from cluster.pins import delete_pins
 
             ended_pins = delete_pins(names)
-        _say(f"ended {', '.join(f'pin {name}' for name in ended_pins)}" if ended_pins else "no pin was running")
+        say(f"ended {', '.join(f'pin {name}' for name in ended_pins)}" if ended_pins else "no pin was running")
 
 
-def _bring_up(config: Config) -> None:
+def _bring_up(config: Config, say: Say) -> None:
     with connect() as session, messages_on_stderr():
         before = survey()
         _refuse(config, before)
         device = f"{session.gpus:g} GPU" if session.gpus else "no GPU: models run on the CPU"
-        _say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
+        say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
         from actors.pin import build
         from cluster.pins import deploy_pins, describe
 
         deploy_pins(config.pins, build)
         for pin in config.pins:
             answer = describe(pin.name, (), pin.call_timeout_s)
-            _say(f"pin {pin.name} {_how(pin, before, survey())} on {answer['device']}")
+            say(f"pin {pin.name} {_how(pin, before, survey())} on {answer['device']}")
 
 
 def _refuse(config: Config, room: Room) -> None:
@@ -95,5 +99,7 @@ def _processes(pin: PinSettings, room: Room) -> set[int]:
     return {holder.pid for holder in room.holders if holder.application == pin.name and not holder.waiting}
 
 
-def _say(text: str | Sequence[str]) -> None:
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+def _speaker() -> Say:
+    """Prints lines on this command's standard output, also where that of the process is moved out of Ray's way."""
+    console = Console(file=sys.stdout, soft_wrap=True)
+    return lambda text: console.print(text, markup=False, highlight=False)

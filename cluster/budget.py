@@ -222,13 +222,18 @@ def _problems(budget: Budget) -> Iterator[str]:
         held = round(budget.gpus - room, 4)
         others = f", of which others hold {held:g}" if held else ""
         yield f"the pins take {total:g} of {budget.gpus} GPU{'s' * (budget.gpus > 1)}{others}"
-        return
+    elif all(need.share <= 1 for need in budget.pins):
+        yield from _packing_problem(budget)
+
+
+def _packing_problem(budget: Budget) -> Iterator[str]:
     blocked = blocked_by_packing({n.pin.name: (n.share, n.replicas) for n in budget.pins}, budget.free)
-    if blocked is not None:
-        yield (
-            f"{total:g} of {room:g} GPUs would do, but Ray may place the others so that no GPU has the "
-            f"{next(n.share for n in budget.pins if n.pin.name == blocked):g} left that pin {blocked} takes"
-        )
+    for need in budget.pins:
+        if need.pin.name == blocked:
+            yield (
+                f"{budget.total:g} of {sum(budget.free):g} GPUs would do, but Ray may place the others so that no GPU "
+                f"has the {need.share:g} left that pin {blocked} takes"
+            )
 
 
 def _warnings(budget: Budget, used_mib: int) -> Iterator[str]:
@@ -260,8 +265,13 @@ def _changes(budget: Budget, figures: Figures) -> Iterator[Remedy]:
     pins = [need.pin for need in budget.pins]
     for index, need in enumerate(budget.pins):
         for what, change in _pin_changes(need, figures):
-            changed = [*pins[:index], need.pin.model_copy(update=change), *pins[index + 1 :]]
-            yield from _tried(budget, changed, f"`{what}` for pin {need.pin.name}", figures)
+            # A share that is given stands for what the change makes of it, unless the change is the share.
+            pin = need.pin.model_copy(update={"num_gpus": None, **change})
+            after = need_of(pin, budget.card, budget.gpus, figures)
+            if change.keys() & {"num_gpus", "replicas"} or after.share < (need.needed or 0):
+                loose = " without num_gpus" if need.explicit and "num_gpus" not in change else ""
+                changed = [*pins[:index], pin, *pins[index + 1 :]]
+                yield from _tried(budget, changed, f"`{what}`{loose} for pin {need.pin.name}", figures)
     if len(pins) > 1:
         together = pins[0].model_copy(
             update={
@@ -284,19 +294,18 @@ def _changes(budget: Budget, figures: Figures) -> Iterator[Remedy]:
 
 def _pin_changes(need: PinNeed, figures: Figures) -> Iterator[tuple[str, dict[str, object]]]:
     pin = need.pin
-    free = {"num_gpus": None}
-    if need.explicit and need.needed is not None and need.needed < need.share:
+    if need.explicit and need.needed is not None and need.needed != need.share:
         yield f"num_gpus: {need.needed:g}", {"num_gpus": need.needed}
     for tile in (512, 256):
         if (pin.tile == 0 or tile < pin.tile) and any(figures.tiles(name) for name in pin.models):
-            yield f"tile: {tile}", {"tile": tile, **free}
+            yield f"tile: {tile}", {"tile": tile}
     if pin.micro_batch > 1:
-        yield "micro_batch: 1", {"micro_batch": 1, **free}
+        yield "micro_batch: 1", {"micro_batch": 1}
     if pin.resident > 1 and len(pin.models) > 1:
-        yield "resident: 1", {"resident": 1, **free}
+        yield "resident: 1", {"resident": 1}
     if pin.frame in ("4k", "1440p", "1080p"):
         smaller = {"4k": "1080p", "1440p": "1080p", "1080p": "720p"}[pin.frame]
-        yield f"frame: {smaller}", {"frame": smaller, **free}
+        yield f"frame: {smaller}", {"frame": smaller}
     if need.replicas > 1:
         yield "replicas: 1", {"replicas": 1}
 

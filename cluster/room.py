@@ -165,12 +165,11 @@ def _holders(state: Any) -> Iterator[Holder]:
         if actor.state not in (ActorTableData.ALIVE, ActorTableData.PENDING_CREATION, ActorTableData.RESTARTING):
             continue
         wanted = dict(actor.required_resources)
-        # Inside a placement group, resources carry its name behind theirs.
-        gpu = sum(amount for name, amount in wanted.items() if name == "GPU" or name.startswith("GPU_group_0"))
+        gpu = sum(amount for name, amount in wanted.items() if _is_gpu(name))
         gpus = {
             unit.index: unit.quantity
             for entry in actor.resource_mapping
-            if entry.name == "GPU"
+            if _is_gpu(entry.name)
             for unit in entry.resource_ids
         }
         waiting = actor.state != ActorTableData.ALIVE
@@ -213,3 +212,8 @@ def ask_cards(room: Room) -> tuple[Card, ...]:
 
 def _cards_here() -> tuple[Card, ...]:
     return local_cards(os.environ)
+
+
+def _is_gpu(resource: str) -> bool:
+    """Whether it is `GPU`, or that of a placement group, `GPU_group_<id>`; `GPU_group_<n>_<id>` is the same again."""
+    return resource == "GPU" or (resource.startswith("GPU_group_") and resource.count("_") == 2)
