@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from actors.catalogue import card
 from cli.manners import exit_codes
 from cli.plan import local_budget
 from cluster.config import Config, PinSettings, load_config
@@ -18,6 +19,7 @@ from cluster.preflight import check_cpus, check_gpus, gpu_budget
 from cluster.room import Room, survey
 from cluster.session import connect, joins, messages_on_stderr
 from cluster.standing import join_standing, standing, start, stop
+from cluster.weights import default_store
 
 Say = Callable[[str], None]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="By default ray-config.yaml here.")]
@@ -71,12 +73,23 @@ def _bring_up(config: Config, say: Say) -> None:
         device = f"{session.gpus:g} GPU" if session.gpus else "no GPU: models run on the CPU"
         say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
         from actors.pin import build
+        from cluster.nodes import spread_weights
         from cluster.pins import deploy_pins, describe
 
+        for line in spread_weights(_weights_here(config)):
+            say(line)
         deploy_pins(config.pins, build)
         for pin in config.pins:
             answer = describe(pin.name, (), pin.call_timeout_s)
             say(f"pin {pin.name} {_how(pin, before, survey())} on {answer['device']}")
+
+
+def _weights_here(config: Config) -> dict[Path, str]:
+    """Those of the pins' checkpoints that this machine has; who lacks them all says so when a model is asked for."""
+    store = default_store(os.environ)
+    names = {name for pin in config.pins for model in pin.models for name in card(model).weights}
+    found = [store.status(name).stored for name in sorted(names)]
+    return {weight.path: weight.sha256 for weight in found if weight is not None}
 
 
 def _refuse(config: Config, room: Room) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ray
 from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
@@ -103,11 +104,10 @@ def _take_away(names: Iterable[str]) -> None:
 
 
 def configured_pins() -> list[PinSettings]:
-    """The pins of the file that was given to `serve deploy` last; none without one, or when Serve was not started."""
-    try:
-        details = ray_serve.context._get_global_client().get_serve_details()
-    except ray_serve.exceptions.RayServeException:
+    """In Serve's builder: the pins of the file that `serve deploy` was given; none in a driver, which knows its own."""
+    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return []
+    details = ray_serve.context._get_global_client().get_serve_details()
     configs = [application.get("deployed_app_config") for application in details["applications"].values()]
     pins = []
     for config in configs:

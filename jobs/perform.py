@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from actors.catalogue import card
 from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
+from cluster.nodes import check_shared, spread_weights
 from cluster.preflight import check_room, gpu_budget
 from cluster.room import survey
 from cluster.session import Session, connect, messages_on_stderr
+from cluster.weights import default_store
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
 from jobs.progress import Reporter
@@ -42,6 +46,8 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         room = survey()
         starting = [pin for pin in pins if pin.name not in room.replicas]
         check_room(session, config.troupe.batch, pins, lanes, room, gpu_budget(starting, room))
+        # A task's files travel by name alone: on one machine there is nothing to find out.
+        check_shared(tasks[0].root, [path for task in tasks for path in _inputs(task)])
         reporter = Reporter.start()
         if pins:
             warm_workers(lanes + 1)
@@ -55,6 +61,10 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         with display.following(reporter, tasks):
             Batch(config, lanes, reporter, ended, allow_skew=allow_skew).run(tasks)
     return outcomes
+
+
+def _inputs(task: VideoTask) -> list[Path]:
+    return [task.source, *(path for path, _ in task.companions.values())]
 
 
 def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
@@ -71,6 +81,11 @@ def _raise_pins(
     from actors.pin import build
     from cluster.pins import describe, ensure_pins
 
+    store = default_store(os.environ)
+    files = {store.find(name).path: digest for task in tasks for name, digest in task.weights.items()}
+
+    for line in spread_weights(files):
+        display.note(line)
     skew = {}
     found, deployed = ensure_pins(pins, build)
     for pin in pins:

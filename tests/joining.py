@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.model import Step
 from cluster.config import PIN_IMPORT_PATH, BatchSettings, Config, PinSettings, TroupeSettings
-from cluster.errors import RoomError
+from cluster.errors import RoomError, UsageError, WeightsError
+from cluster.files import sha256_of
+from cluster.nodes import check_shared, spread_weights, working_nodes
 from cluster.room import survey
 from cluster.session import Session, connect, messages_on_stderr
 from jobs import perform as performing
@@ -89,8 +91,7 @@ class Trainer:
         return True
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     write_clip(folder / "a.mp4", frames=4, rate=12, width=64, height=48)
     with connect() as session, messages_on_stderr():
         seen: dict[str, Any] = {
@@ -104,4 +105,33 @@ def main() -> None:
         ray.kill(trainer)
         seen["deploy"] = deployed(0.3, 0.2)
         seen["deploy_left"] = left_behind()
+    print(json.dumps(seen))
+
+
+def on_two_nodes(folder: Path) -> None:
+    """A second node that sees another file system: `/proc/self/cwd` is a folder of each process's own."""
+    here, there = folder / "here", Path("/proc/self/cwd/there")
+    (here / "there").mkdir(parents=True)
+    os.chdir(here)
+    (here / "there" / "a.pth").write_bytes(b"weights")
+    digest = sha256_of(there / "a.pth")
+    seen: dict[str, Any] = {}
+    with connect(), messages_on_stderr():
+        seen["nodes"] = len(working_nodes())
+        check_shared(folder / "out", [folder / "a.mp4"])
+        for name, root, source in (
+            ("output", there, folder / "a.mp4"),
+            ("input", folder / "out", there / "a.pth"),
+        ):
+            try:
+                check_shared(root, [source])
+            except UsageError as error:
+                seen[name] = str(error)
+        try:
+            spread_weights({there / "a.pth": "0" * 64})
+        except WeightsError as error:
+            seen["damaged"] = str(error)
+        seen["copied"] = spread_weights({there / "a.pth": digest})
+        seen["again"] = spread_weights({there / "a.pth": digest})
+    seen["left"] = sorted(path.name for path in (*(here / "there").iterdir(), *(folder / "out").iterdir()))
     print(json.dumps(seen))

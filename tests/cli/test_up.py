@@ -15,6 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from cluster.processes import end_tree
+from tests.jobs.command import wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 TROUPE = ("-c", "from cli.main import app; app()")
 
@@ -59,16 +62,38 @@ class Ray:
 
 def execute(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A Python process that knows nothing of the user's caches, tokens and Rays."""
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Nothing of the user's but what every program needs."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TROUPE_"))}
-    environ |= {
+    return environ | {
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "RAY_AUTH_TOKEN_PATH": str(folder / "ray" / "token"),
         "COLUMNS": "200",
     }
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environ, capture_output=True, text=True, timeout=250, check=False
-    )
+
+
+def joined(folder: Path, function: str) -> dict[str, Any]:
+    """What a function of `tests.joining` saw in a process that joins the Ray that is up."""
+    script = f"""
+import os, sys, pathlib
+from cluster.session import use_token
+from cluster.standing import join_standing
+assert join_standing(os.environ)
+use_token(os.environ)
+from tests.joining import {function}
+{function}(pathlib.Path(sys.argv[1]))
+"""
+    done = execute(folder, "-c", script, str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def lives(process: psutil.Process) -> bool:
@@ -120,11 +145,7 @@ def test_up_of_what_does_not_fit_is_refused_with_the_table_and_changes_nothing(u
 
 
 def test_job_that_does_not_fit_is_refused_within_a_second_with_the_table_and_leaves_nothing(up: Ray) -> None:
-    done = execute(up.folder, "-c", "import os; from cluster.standing import join_standing; join_standing(os.environ); "
-                   "from cluster.session import use_token; use_token(os.environ); "
-                   "from tests.joining import main; main()", str(up.folder))  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = joined(up.folder, "main")
     gpu, cpu, store, other = (seen[name] for name in ("gpu", "cpu", "store", "other"))
     assert "GPU: the pins take 0.6 of 1 GPU, of which others hold 0.6" in gpu["error"]
     assert "application alpha (process" in gpu["error"]
@@ -144,6 +165,54 @@ def test_job_that_does_not_fit_is_refused_within_a_second_with_the_table_and_lea
         assert told.startswith("DEPLOY_FAILED")
         assert "the pins take 0.5 of 1 GPU, of which others hold 0.6" in told
     assert seen["deploy_left"] == []
+
+
+@pytest.fixture
+def second_node(up: Ray) -> Iterator[None]:
+    """A node with a GPU of its own joins, and leaves."""
+    address = json.loads((up.folder / "cache" / "troupe" / "ray.json").read_text())["address"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"]
+    command += ["--num-cpus=1", "--num-gpus=1", "--object-store-memory=80000000"]
+    log = up.folder / "second.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=up.folder,
+            env={**environment(up.folder), "RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: "--block" in log.read_text() or process.poll() is not None, "the second node")
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        end_tree(process.pid, 0.5)
+        process.wait()
+
+
+@pytest.mark.usefixtures("second_node")
+def test_node_that_joins_is_used_at_the_next_up_and_paths_and_weights_are_looked_after(up: Ray) -> None:
+    config = up.config(alpha={"num_gpus": 0.6, "replicas": "per_gpu", "tile": 512})
+    (before,) = up.replicas()
+    said = up.run("up", "--config", config)
+    assert "3 CPUs, 2 GPU" in said
+    assert "1 of 2 kept" in said
+    replicas = up.replicas()
+    assert before["pid"] in {replica["pid"] for replica in replicas}
+    assert [(replica["gpu_ids"], replica["share"]) for replica in replicas] == [([0], 0.6), ([0], 0.6)]
+
+    seen = joined(up.folder, "on_two_nodes")
+    assert seen["nodes"] == 2
+    assert "/proc/self/cwd/there: is not there on node" in seen["output"]
+    assert "/proc/self/cwd/there/a.pth: is not there on node" in seen["input"]
+    assert "a.pth: is not on node" in seen["damaged"]
+    assert "it arrived damaged; run `troupe weights fetch` there" in seen["damaged"]
+    assert all("a.pth copied to node" in line for line in seen["copied"])
+    assert seen["copied"]
+    assert seen["again"] == []
+    assert seen["left"] == ["a.pth"]
 
 
 def test_down_ends_all_of_it(up: Ray) -> None:
