@@ -8,6 +8,8 @@ thread of their own (`actors.performer`), so the event loop always answers healt
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -34,7 +36,10 @@ from cluster.governor import heat_governor
 from cluster.identity import code_hash
 from cluster.metrics import GpuMetrics, PinMetrics
 from cluster.nvml import Card
+from cluster.pins import configured_pins
+from cluster.preflight import placed
 from cluster.processes import die_with_parent
+from cluster.profiles import figures_for
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
@@ -86,11 +91,11 @@ class Pin:
 
         self._settings = PinSettings.model_validate(settings)
         self._device = device
+        self._share = self._settings.num_gpus or 0.0
         if device == "cpu":
             torch.set_num_threads(self._settings.torch_threads or len(os.sched_getaffinity(0)))
         else:
-            # The share is real: an allocation beyond it fails here, not in a neighbour's process.
-            torch.cuda.set_per_process_memory_fraction(self._settings.num_gpus)
+            _fence(self._share)
         # TensorFloat-32 keeps 10 bits of a mantissa: who asks for single precision wants all 23.
         torch.backends.cudnn.allow_tf32 = False
         self._dtype: Dtype = (
@@ -113,7 +118,7 @@ class Pin:
             self._load,
             max_call_s=self._settings.max_call_ms / 1000,
             watch=self,
-            share=self._settings.num_gpus,
+            share=self._share,
         )
         for name in self._settings.preload:
             self._residents.take([name], lambda key: self._load(Step(key)))
@@ -219,7 +224,7 @@ class Pin:
             self._metrics.refresh()
             self._gpu.report()
             if self._device == "cuda":
-                self._metrics.vram(*_vram(self._settings.num_gpus))
+                self._metrics.vram(*_vram(self._share))
             if self._settings.idle_unload_s:
                 self._performer.unload_idle(self._settings.idle_unload_s)
             time.sleep(_TELL_SECONDS)
@@ -280,6 +285,15 @@ class Pin:
         log.info("pin %s: unloaded %s", self._settings.name, key)
 
 
+def _fence(share: float) -> None:
+    """Makes the share real: an allocation beyond it fails here, not in a neighbour's process. The context is part of it."""
+    import torch
+
+    context = figures_for(torch.cuda.get_device_name(0), os.environ).context_mib * 2**20
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.01, share - context / total))
+
+
 def _vram(share: float) -> tuple[int, int]:
     """Bytes of the GPU that torch holds in this process, and that the share allows."""
     import torch
@@ -291,13 +305,15 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     """The Serve application of one pin; on a cluster without GPUs it runs on a CPU and says so.
 
     Args:
-        args: a `PinSettings` as a mapping.
+        args: a `PinSettings` as a mapping; a share and a number of replicas that it leaves open are filled in.
+
+    Raises:
+        RoomError: it does not fit, together with the other pins of the same file that `serve deploy` brings up.
     """
-    settings = PinSettings.model_validate(args)
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    device = "cuda" if gpus and settings.num_gpus else "cpu"
-    if device == "cpu" and settings.num_gpus:
+    settings, device = placed(PinSettings.model_validate(args), configured_pins())
+    if device == "cpu" and settings.num_gpus != 0:
         log.warning("pin %s: no GPU in this cluster, its models run on the CPU", settings.name)
+    weights = str(default_folder(os.environ).resolve())
     deployment = ray_serve.deployment(
         Pin,
         name=settings.name,
@@ -311,4 +327,9 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
             "runtime_env": {"env_vars": CPU_ENVIRONMENT if device == "cpu" else {}},
         },
     )
-    return deployment.bind(settings.model_dump(), device, str(default_folder(os.environ).resolve()))
+    # Serve replaces replicas whose version changes, and would take a new one for each deployment: so one that is
+    # deployed again as it was, or with another number of replicas, keeps those that run.
+    same = [settings.model_dump(exclude={"replicas"}), device, weights, code_hash("actors", "cluster")]
+    version = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+    deployment = deployment.options(version=version, _internal=True)
+    return deployment.bind(settings.model_dump(), device, weights)

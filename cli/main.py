@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import backgrounds, doctor, models, weights
+from cli import backgrounds, doctor, models, plan, profile, status, up, weights
 from cli.demo.command import demo
 from jobs.restage.command import restage
 from jobs.retry import retry
@@ -24,6 +24,11 @@ app.command("restage")(restage)
 app.command("retry")(retry)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
+app.command("profile")(profile.profile)
+app.command("up")(up.up)
+app.command("down")(up.down)
+app.command("status")(status.status)
 app.add_typer(weights.app, name="weights")
 app.add_typer(backgrounds.app, name="backgrounds")
 

@@ -8,8 +8,9 @@ the same, so Troupe also works in a folder without one.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -42,15 +43,33 @@ class GovernorSettings(_Frozen):
     free_by_gib: float = Field(default=1, ge=0)
 
 
+#: Short side by name, as of `--target`; the long side is 16:9's.
+FRAMES = {"480p": 480, "576p": 576, "720p": 720, "1080p": 1080, "1440p": 1440, "4k": 2160}
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """Width and height of `720p` (portrait; only the number of pixels matters) or `WxH`; ValueError otherwise."""
+    if text in FRAMES:
+        short = FRAMES[text]
+        return short, -(-short * 16 // 9)
+    found = re.fullmatch(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})", text)
+    if found is None:
+        raise ValueError(f"{text!r} is none of {', '.join(FRAMES)} and no WIDTHxHEIGHT")
+    return int(found[1]), int(found[2])
+
+
 class PinSettings(_Frozen):
     """One pin: the models it may host and its share of the machine.
 
     Attributes:
         name: the Serve application's name; what lanes ask for.
         models: catalogue names of the models that this pin may load.
-        num_gpus: share of one GPU; 0 on a machine without one, whatever is written here.
+        num_gpus: share of one GPU; None takes it from the budget (`cluster.budget`), 0 keeps the pin on a CPU, as
+            does a machine without a GPU, whatever is written here.
         num_cpus: Ray's bookkeeping for the replica. Small, so that pins and lanes fit on one core.
-        replicas: processes that hold the models; each takes the share once.
+        frame: largest input that the share is for, `720p` and the like (short side; 16:9 either way) or `WxH`. Larger
+            ones run too, in smaller micro-batches or tiles once memory is short.
+        replicas: processes that hold the models, each with the share; `per_gpu` starts as many as there are GPUs.
         torch_threads: threads of a pin that runs on a CPU (Ray gives a process one); 0 means every core of the node.
         dtype: arithmetic of the networks; `auto` is fp16 on CUDA and fp32 on a CPU.
         micro_batch: frames a network takes at once on CUDA; always 1 on a CPU.
@@ -65,9 +84,10 @@ class PinSettings(_Frozen):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     models: tuple[str, ...] = Field(min_length=1)
-    num_gpus: float = Field(default=0.4, ge=0, le=1)
+    num_gpus: float | None = Field(default=None, ge=0, le=1)
+    frame: str = "720p"
     num_cpus: float = Field(default=0.1, gt=0)
-    replicas: int = Field(default=1, ge=1)
+    replicas: Annotated[int, Field(ge=1)] | Literal["per_gpu"] = 1
     torch_threads: int = Field(default=0, ge=0)
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     micro_batch: int = Field(default=4, ge=1)
@@ -87,6 +107,18 @@ class PinSettings(_Frozen):
         if len(self.preload) > self.resident:
             raise ValueError(f"preload names {len(self.preload)} models, and resident is {self.resident}")
         return self
+
+    @field_validator("frame")
+    @classmethod
+    def _frame_is_a_size(cls, frame: str) -> str:
+        frame_size(frame)
+        return frame
+
+    @property
+    def frame_pixels(self) -> int:
+        """Pixels of the largest input that the share is for."""
+        width, height = frame_size(self.frame)
+        return width * height
 
     def pixel_settings(self) -> dict[str, Any]:
         """What changes the pixels that this pin returns; lanes compare it with their own configuration."""
@@ -176,9 +208,11 @@ PINS: tuple[PinSettings, ...] = (
             "realesrgan-x2plus",
             "realesrgan-x4plus-anime-6b",
         ),
-        num_gpus=0.5,
+        # One 720p frame fills a GPU; four at once would need four times the memory and be no faster.
+        micro_batch=1,
     ),
-    PinSettings(name="matte", models=("rvm-mobilenetv3", "rvm-resnet50", "selfie"), num_gpus=0.3),
+    # It gets what the upscaler made.
+    PinSettings(name="matte", models=("rvm-mobilenetv3", "rvm-resnet50", "selfie"), frame="1080p"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -68,6 +69,28 @@ class ClusterError(TroupeError):
 
 class DeferredError(ClusterError):
     """A pin runs a call alone and sent this one back: it is to be made again in a moment, and is nobody's fault."""
+
+
+class RoomError(ClusterError):
+    """CPUs, GPU shares or the object store do not suffice; nothing was started.
+
+    Attributes:
+        table: the sum, a line each.
+    """
+
+    def __init__(self, thing: object, reason: str, table: Sequence[str], *, remedy: str = "") -> None:
+        self.table = tuple(table)
+        super().__init__(thing, reason, remedy=remedy)
+
+    def __str__(self) -> str:
+        return "\n".join((super().__str__(), *(f"  {line}" for line in self.table)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_room, (self.thing, self.reason, self.table, self.remedy)
+
+
+def _rebuild_room(thing: str, reason: str, table: tuple[str, ...], remedy: str) -> RoomError:
+    return RoomError(thing, reason, table, remedy=remedy)
 
 
 class JobError(TroupeError):

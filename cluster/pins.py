@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ray
+from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from cluster.causes import cause_of
-from cluster.config import PinSettings
+from cluster.config import PIN_IMPORT_PATH, PinSettings
 from cluster.errors import ClusterError
 
 _DEPLOY_SECONDS = 120
@@ -34,8 +37,7 @@ def ensure_pins(
     Raises:
         ClusterError: a pin did not come up in time; the text carries Serve's own message.
     """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray_serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+    _start_serve()
     wanted = list(pins)
     # One that is coming up was deployed by somebody else just now: deploying it again would replace it at work.
     there = {
@@ -50,9 +52,69 @@ def ensure_pins(
             wait_for_applications_running=False,
         )
     deadline = time.monotonic() + _DEPLOY_SECONDS
-    for pin in wanted:
-        _wait_running(pin.name, deadline)
+    try:
+        for pin in wanted:
+            _wait_running(pin.name, deadline)
+    except ClusterError:
+        _take_away(pin.name for pin in missing)
+        raise
     return found, [pin.name for pin in missing]
+
+
+def deploy_pins(pins: Sequence[PinSettings], build: Callable[[dict[str, Any]], ray_serve.Application]) -> None:
+    """Deploys all pins and waits until all take calls. Those that run as they are configured are left alone.
+
+    Raises:
+        ClusterError: a pin cannot be built, or did not come up in time; those that did not run before are taken away.
+    """
+    _start_serve()
+    before = set(ray_serve.status().applications)
+    try:
+        ray_serve.run_many(
+            [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in pins],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        deadline = time.monotonic() + _DEPLOY_SECONDS
+        for pin in pins:
+            _wait_running(pin.name, deadline)
+    except ClusterError:
+        _take_away(pin.name for pin in pins if pin.name not in before)
+        raise
+
+
+def delete_pins(names: Iterable[str]) -> list[str]:
+    """Ends those of the named pins that run; returns which."""
+    there = set(ray_serve.status().applications)
+    found = [name for name in names if name in there]
+    for name in found:
+        ray_serve.delete(name)
+    return found
+
+
+def _start_serve() -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray_serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+
+
+def _take_away(names: Iterable[str]) -> None:
+    """What did not come up would wait for its share for ever, and take it from others once it is free."""
+    for name in names:
+        ray_serve.delete(name, _blocking=False)
+
+
+def configured_pins() -> list[PinSettings]:
+    """In Serve's builder: the pins of the file that `serve deploy` was given; none in a driver, which knows its own."""
+    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return []
+    details = ray_serve.context._get_global_client().get_serve_details()
+    configs = [application.get("deployed_app_config") for application in details["applications"].values()]
+    pins = []
+    for config in configs:
+        if config and config.get("import_path") == PIN_IMPORT_PATH:
+            with contextlib.suppress(ValidationError):  # its own builder tells what is wrong with it
+                pins.append(PinSettings.model_validate({"name": config.get("name"), **(config.get("args") or {})}))
+    return pins
 
 
 def handle(pin: str) -> DeploymentHandle:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -44,6 +45,32 @@ def end_descendants() -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return len(stopped)
+
+
+def started_at(pid: int) -> int | None:
+    """When a living process started, in ticks since boot: with its number it names one process for ever."""
+    try:
+        state, *fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])
+
+
+def end_tree(pid: int, patience: float) -> None:
+    """Asks a process to end, and kills it and all that it started once that takes longer than `patience` seconds."""
+    below = {(child, started_at(child)) for child in _descendants(pid)} | {(pid, started_at(pid))}
+
+    def living() -> list[int]:
+        return [child for child, start in below if start is not None and started_at(child) == start]
+
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in living():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 def _descendants(root: int) -> set[int]:

@@ -17,6 +17,7 @@ from cluster.config import Config, EncodeSettings
 from cluster.errors import Exit, MediaError, TroupeError, UsageError
 from cluster.interrupts import ending_everything
 from cluster.session import check_ray_version, is_submitted_job, use_token
+from cluster.standing import join_standing
 from cluster.weights import WeightsStore
 from jobs.display import Display
 from jobs.inputs import Input, check_name, collect, shown
@@ -186,6 +187,7 @@ def carry_out(
         todo = unfinished(tasks, display, force=force)
         done = {task.fingerprint for task in tasks} - {task.fingerprint for task in todo}
         if todo:
+            join_standing(os.environ)
             use_token(os.environ)
             from jobs.perform import perform  # imports Ray, which reads the token's mode at that moment
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from actors.catalogue import card
@@ -12,8 +14,11 @@ from cluster.callboard import Callboard
 from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
-from cluster.preflight import check_room
+from cluster.nodes import check_shared, spread_weights
+from cluster.preflight import check_room, gpu_budget
+from cluster.room import survey
 from cluster.session import Session, connect, messages_on_stderr
+from cluster.weights import default_store
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
 from jobs.metering import metering
@@ -41,7 +46,11 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         lanes = lane_count(config.troupe.batch, session.cpus)
         pins = needed_pins(tasks, config)
         display.note(_what_runs(session, lanes, pins))
-        check_room(session, config.troupe.batch, pins, lanes)
+        room = survey()
+        starting = [pin for pin in pins if pin.name not in room.replicas]
+        check_room(session, config.troupe.batch, pins, lanes, room, gpu_budget(starting, room))
+        # A task's files travel by name alone: on one machine there is nothing to find out.
+        check_shared(tasks[0].root, [path for task in tasks for path in _inputs(task)])
         reporter = Reporter.start()
         if pins:
             warm_workers(lanes + 1)
@@ -58,6 +67,10 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
     return outcomes
 
 
+def _inputs(task: VideoTask) -> list[Path]:
+    return [task.source, *(path for path, _ in task.companions.values())]
+
+
 def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
     """The pins that host the tasks' resident models, each once, in the configuration's order."""
     names = {config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident}
@@ -72,6 +85,11 @@ def _raise_pins(
     from actors.pin import build
     from cluster.pins import describe, ensure_pins
 
+    store = default_store(os.environ)
+    files = {store.find(name).path: digest for task in tasks for name, digest in task.weights.items()}
+
+    for line in spread_weights(files):
+        display.note(line)
     skew = {}
     found, deployed = ensure_pins(pins, build)
     for pin in pins:

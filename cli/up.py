@@ -1,0 +1,118 @@
+"""`troupe up`, `troupe down`: a Ray on this machine that outlives commands, with every pin of the configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from actors.catalogue import card
+from cli.manners import exit_codes
+from cli.plan import local_budget
+from cluster.config import Config, PinSettings, load_config
+from cluster.preflight import check_cpus, check_gpus, gpu_budget
+from cluster.room import Room, survey
+from cluster.session import connect, joins, messages_on_stderr
+from cluster.standing import join_standing, standing, start, stop
+from cluster.weights import default_store
+
+Say = Callable[[str], None]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="By default ray-config.yaml here.")]
+
+
+def up(
+    config: ConfigOption = None,
+    num_cpus: Annotated[int | None, typer.Option("--num-cpus", min=1, help="What a new Ray is told it has.")] = None,
+    num_gpus: Annotated[int | None, typer.Option("--num-gpus", min=0, help="What a new Ray is told it has.")] = None,
+) -> None:
+    """Start Ray here, or join the one at RAY_ADDRESS, and bring up every pin; what runs as configured is left alone."""
+    say = _speaker()
+    with exit_codes():
+        found = load_config(config)
+        joined = join_standing(os.environ) or joins(os.environ)
+        if not joined:
+            budget = local_budget(found, gpus=num_gpus)
+            if budget is not None:
+                check_gpus(budget)  # before Ray takes ten seconds to start
+            os.environ["RAY_ADDRESS"] = start(os.environ, num_cpus=num_cpus, num_gpus=num_gpus).address
+        try:
+            _bring_up(found, say)
+        except BaseException:
+            if not joined:
+                stop(os.environ)
+            raise
+    here = standing(os.environ)
+    say("troupe restage joins it by itself" if here else f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} joins it")
+
+
+def down(config: ConfigOption = None) -> None:
+    """End the Ray that `troupe up` started, with all that runs in it; in a Ray that it joined, only the pins."""
+    say = _speaker()
+    with exit_codes():
+        if not joins(os.environ):
+            ended = stop(os.environ)
+            say(f"ended Ray at {ended.address}" if ended else "nothing is up: no Ray was started by `troupe up` here")
+            return
+        names = [pin.name for pin in load_config(config).pins]
+        with connect(), messages_on_stderr():
+            from cluster.pins import delete_pins
+
+            ended_pins = delete_pins(names)
+        say(f"ended {', '.join(f'pin {name}' for name in ended_pins)}" if ended_pins else "no pin was running")
+
+
+def _bring_up(config: Config, say: Say) -> None:
+    with connect() as session, messages_on_stderr():
+        before = survey()
+        _refuse(config, before)
+        device = f"{session.gpus:g} GPU" if session.gpus else "no GPU: models run on the CPU"
+        say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
+        from actors.pin import build
+        from cluster.nodes import spread_weights
+        from cluster.pins import deploy_pins, describe
+
+        for line in spread_weights(_weights_here(config)):
+            say(line)
+        deploy_pins(config.pins, build)
+        for pin in config.pins:
+            answer = describe(pin.name, (), pin.call_timeout_s)
+            say(f"pin {pin.name} {_how(pin, before, survey())} on {answer['device']}")
+
+
+def _weights_here(config: Config) -> dict[Path, str]:
+    """Those of the pins' checkpoints that this machine has; who lacks them all says so when a model is asked for."""
+    store = default_store(os.environ)
+    names = {name for pin in config.pins for model in pin.models for name in card(model).weights}
+    found = [store.status(name).stored for name in sorted(names)]
+    return {weight.path: weight.sha256 for weight in found if weight is not None}
+
+
+def _refuse(config: Config, room: Room) -> None:
+    """Raises RoomError when the pins do not find room beside what others hold."""
+    names = [pin.name for pin in config.pins]
+    check_cpus(config.troupe.batch, config.pins, 0, room)
+    budget = gpu_budget(config.pins, room, replaced=names)
+    if budget is not None:
+        check_gpus(budget, room.gpu_holders(without=names))
+
+
+def _how(pin: PinSettings, before: Room, after: Room) -> str:
+    was, runs = _processes(pin, before), _processes(pin, after)
+    kept = f"{len(runs & was)} of {len(runs)} kept" if 0 < len(runs & was) < len(runs) else ""
+    state = "runs as it did" if runs == was else kept or ("was replaced" if was else "started")
+    return f"{state} (process {', '.join(map(str, sorted(runs)))})"
+
+
+def _processes(pin: PinSettings, room: Room) -> set[int]:
+    return {holder.pid for holder in room.holders if holder.application == pin.name and not holder.waiting}
+
+
+def _speaker() -> Say:
+    """Prints lines on this command's standard output, also where that of the process is moved out of Ray's way."""
+    console = Console(file=sys.stdout, soft_wrap=True)
+    return lambda text: console.print(text, markup=False, highlight=False)
