@@ -36,7 +36,7 @@ CONFIG = Config(
     troupe=TroupeSettings(batch=BatchSettings(lanes=LANES, segment_seconds=0.5, batch_frames=2, batch_mib=1)),
 )
 #: Long enough that kills find calls at work.
-STEPS = (Step("pinned-trail", {}, {"pause": 0.04}), Step("pinned-trail-too", {}, {"pause": 0.04}))
+STEPS = (Step("pinned-trail", {}, {"pause": 0.02}), Step("pinned-trail-too", {}, {"pause": 0.02}))
 
 
 def task_of(clip: Path, ingest: Ingest, output: Path, steps: tuple[Step, ...]) -> VideoTask:

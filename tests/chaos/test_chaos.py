@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from cluster.files import PARTIAL
 from cluster.pins import describe, ensure_pins
 from jobs.assemble import assemble
 from jobs.plan import plan_video
-from tests.chaos.driver import CONFIG, LANES, PINS
+from tests.chaos.driver import CONFIG, PINS
 from tests.conftest import SoakCount
 from tests.jobs.command import Command, wait_until
 from tests.jobs.inprocess import do_segments, task_of
@@ -29,7 +30,7 @@ from tests.media import Sound, write_clip
 from tests.models import TEST_CARDS
 
 VIDEOS = 6
-SEGMENTS = 6
+SEGMENTS = 8
 #: What dies, in this proportion.
 VICTIMS = ("pin", "lane", "controller", "driver", "pin", "lane")
 #: Services of Ray Data that the first job of a cluster starts for all that come after it.
@@ -48,10 +49,12 @@ def pins(local_ray: object) -> None:  # noqa: ARG001 - it must be there
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six clips of three seconds, no two frames alike."""
+    """Clips of half a second for each segment; each frame has another number."""
     folder = tmp_path_factory.mktemp("clips")
     for i in range(VIDEOS):
-        write_clip(folder / f"{i}.mp4", frames=36, rate=12, width=64, height=48, sounds=(Sound(),), first=100 * i)
+        write_clip(
+            folder / f"{i}.mp4", frames=6 * SEGMENTS, rate=12, width=64, height=48, sounds=(Sound(),), first=100 * i
+        )
     return folder
 
 
@@ -122,7 +125,7 @@ class Batch:
     def at_work(self) -> set[tuple[str, int]]:
         """Segments that may be executed at this moment: in every video that was begun, the next and the one after.
 
-        A lane that has just begun a video is not seen; it will be one segment on before the next kill.
+        A video of which nothing is encoded yet is not seen.
         """
         self.look()
         begun = {path.parent.name: _indices(content) for path, content in self._journals.items()}
@@ -160,15 +163,12 @@ class Killer:
 
     def __init__(self, seed: int, total: int) -> None:
         self._dice = random.Random(seed)
-        self._victims = self._all(total)
-        self._charged: set[tuple[str, int]] = set()
+        #: Who is still to die, the next one last.
+        self._victims: list[str] = []
+        while len(self._victims) < total:
+            self._victims += self._dice.sample(VICTIMS, len(VICTIMS))
+        self._victims = self._victims[:total][::-1]
         self.killed: list[str] = []
-
-    def _all(self, total: int) -> list[str]:
-        victims: list[str] = []
-        while len(victims) < total:
-            victims += self._dice.sample(VICTIMS, len(VICTIMS))
-        return victims[:total][::-1]
 
     @property
     def done(self) -> bool:
@@ -177,61 +177,58 @@ class Killer:
 
     def harm(self, batch: Batch) -> None:
         """Kills one after the other until all are dead or the batch has ended."""
-        self._charged.clear()
+        # At work when a pin died: three such deaths are reason to give a segment up, so each has one at most.
+        suspects: set[tuple[str, int]] = set()
         while self._victims and self._wait(batch):
-            victim = self._victims[-1]
-            if victim == "driver":
-                batch.driver.kill()
-                batch.start()
-            elif not self._kill(victim):
-                continue  # it is dead already, and its replacement not there yet
-            self._victims.pop()
-            self.killed.append(f"{victim} at {batch.look()} segments")
+            at_work = batch.at_work()
+            pin_may_die = at_work and not at_work & suspects
+            able = [victim for victim in self._victims if victim != "pin" or pin_may_die]
+            if not able or not self._kill(able[-1], batch):
+                continue  # or it is dead already, and its replacement not there yet
+            if able[-1] == "pin":
+                suspects |= at_work
+            # The last of its kind in the list is the next of it.
+            del self._victims[len(self._victims) - 1 - self._victims[::-1].index(able[-1])]
+            self.killed.append(f"{able[-1]} at {batch.look()} segments")
 
-    def _kill(self, victim: str) -> bool:
+    def _kill(self, victim: str, batch: Batch) -> bool:
+        if victim == "driver":
+            batch.driver.kill()
+            batch.start()
+            return True
         name = {
             "pin": f"ray::ServeReplica:{self._dice.choice(PINS).name}",
             "lane": "ray::MapWorker",
             "controller": "ray::ServeController",
         }[victim]
         found = _processes(name)
-        if not found:
-            return False
-        os.kill(self._dice.choice(found).pid, signal.SIGKILL)
-        return True
+        if found:
+            os.kill(self._dice.choice(found).pid, signal.SIGKILL)
+        return bool(found)
 
     def _wait(self, batch: Batch) -> bool:
         """Until the moment for the next has come; False when the batch ended before."""
-        driver = self._victims[-1] == "driver"
-        seconds = self._dice.uniform(0, STARTING_SECONDS) if driver and self._dice.random() < 0.5 else None
-        least = batch.look() + self._dice.randint(1, 4)
+        early = self._victims[-1] == "driver" and self._dice.random() < 0.5
+        seconds, segments = self._dice.uniform(0, STARTING_SECONDS), batch.look() + self._dice.randint(1, 4)
 
         def come() -> bool:
             if batch.ended:
                 return True
-            if seconds is not None:
-                return time.monotonic() - batch.started > seconds
-            return batch.look() >= least and (driver or self._innocent(batch))
+            return time.monotonic() - batch.started > seconds if early else batch.look() >= segments
 
         wait_until(come, f"the moment to kill a {self._victims[-1]} after {self.killed}")
         time.sleep(self._dice.uniform(0, 0.2))
         return not batch.ended
-
-    def _innocent(self, batch: Batch) -> bool:
-        """Whether no segment now at work was at work at an earlier kill: three such make a segment a suspect."""
-        at_work = batch.at_work()
-        if len({video for video, _ in at_work}) < LANES or at_work & self._charged:
-            return False
-        self._charged |= at_work
-        return True
 
 
 def test_batch_that_loses_processes_at_random_is_that_of_an_unharmed_run(
     clips: Path, unharmed: dict[str, bytes], joining: dict[str, str], soak_count: SoakCount, tmp_path: Path
 ) -> None:
     killer = Killer(seed=7, total=soak_count(6, 54))
-    while not killer.done:
-        batch = Batch(clips, tmp_path / f"harmed-{len(killer.killed)}", joining)
+    for number in count():
+        if killer.done:
+            break
+        batch = Batch(clips, tmp_path / f"harmed-{number}", joining)
         killer.harm(batch)
         wait_until(lambda b=batch: b.look() >= 0 and b.ended, f"the batch to end after {killer.killed}")
         ended = batch.driver.finish()

@@ -1,0 +1,23 @@
+"""What a caller says of a call to a pin beside its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Priority = Literal["interactive", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call's class and identity.
+
+    Attributes:
+        priority: `interactive` goes before `batch`.
+        key: whose work it is, e.g. a segment: what is charged when the pin dies of it. Empty when nobody is.
+        alone: nothing else waits in the replica while it runs, so that nobody else's calls die with it.
+    """
+
+    priority: Priority = "batch"
+    key: str = ""
+    alone: bool = False
