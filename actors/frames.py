@@ -49,6 +49,13 @@ class FrameBatch:
             arrays.append(self.alpha)
         return sum(array.nbytes for array in arrays)
 
+    def part(self, first: int, last: int) -> FrameBatch:
+        """Frames `first` to `last`, excluded; views, not copies."""
+        part = slice(first, last)
+        alpha = None if self.alpha is None else self.alpha[part]
+        planes = {name: plane[part] for name, plane in self.planes.items()}
+        return FrameBatch(self.rgb[part], self.pts[part], self.cut[part], alpha, planes)
+
     def with_pixels(self, rgb: UInt8, alpha: UInt8 | None = None) -> FrameBatch:
         """The same frames in time with other pixels."""
         return replace(self, rgb=rgb, alpha=alpha)

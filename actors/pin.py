@@ -1,8 +1,9 @@
 """The pin: a Serve replica that keeps models resident on a share of a GPU and runs chains of them.
 
 `serve deploy ray-config.yaml` builds one application per pin with `actors.pin:build`; batch jobs and HTTP requests call
-the same replicas through handles. Calls wait inside the replica (`max_ongoing_requests` is far above what callers send)
-and run one at a time on the pin's execution thread, so the event loop always answers health checks and `describe`.
+the same replicas through handles. All waiting is in the replica (`max_ongoing_requests` is far above what callers
+send): what waits here can be ordered and cancelled, what waits in a caller's router cannot. Calls are executed on a
+thread of their own (`actors.performer`), so the event loop always answers health checks and `describe`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +23,46 @@ from actors.catalogue import card
 from actors.cpu import CPU_ENVIRONMENT
 from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
+from actors.performer import Performer, Work, key_of
+from actors.residency import Residents
+from cluster.callboard import Callboard
+from cluster.calls import Call
 from cluster.config import PinSettings
-from cluster.errors import UsageError
+from cluster.errors import ClusterError, UsageError
 from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
 
-#: More than all callers together keep in flight: what waits here can be ordered and cancelled, what waits in a
-#: caller's router cannot.
+#: More than all callers together keep in flight.
 MAX_ONGOING_REQUESTS = 1000
+#: How often a replica tells its state, and looks for models that were idle for long.
+_TELL_SECONDS = 1.0
+#: Serve replaces a replica after three failed checks, and gives it so long to end.
+_HEALTH_CHECK_SECONDS = 2.0
+_SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call returns: the batch after the last step, each step's state after it, and seconds of work by model,
-    those of the calls that made its source included.
+    """What a call returns. It travels whole: a later call takes it as its source (the batch) or as its state (the
+    carries), unawaited.
 
-    It travels whole: a later call takes it as its source (the batch) or as its state (the carries), unawaited.
+    Attributes:
+        batch: the frames after the last step.
+        carries: each step's state after them.
+        seconds: work by model, that of the calls that made its source included.
+        waited, ran: of this call alone: seconds from its arrival in the replica to its first turn, and of all turns.
+        notices: what whoever uses the frames must know, e.g. that memory ran out and work was made smaller.
     """
 
     batch: FrameBatch
     carries: tuple[Carry, ...]
     seconds: Mapping[str, float]
+    waited: float = 0.0
+    ran: float = 0.0
+    notices: tuple[str, ...] = ()
 
 
 class Pin:
@@ -68,21 +82,41 @@ class Pin:
         self._device = device
         if device == "cpu":
             torch.set_num_threads(self._settings.torch_threads or len(os.sched_getaffinity(0)))
+        else:
+            # The share is real: an allocation beyond it fails here, not in a neighbour's process.
+            torch.cuda.set_per_process_memory_fraction(self._settings.num_gpus)
         # TensorFloat-32 keeps 10 bits of a mantissa: who asks for single precision wants all 23.
         torch.backends.cudnn.allow_tf32 = False
         self._dtype: Dtype = (
             ("fp16" if device == "cuda" else "fp32") if self._settings.dtype == "auto" else (self._settings.dtype)
         )
         self._store = WeightsStore(Path(weights))
-        self._models: OrderedDict[str, tuple[Model, tuple[StoredWeight, ...]]] = OrderedDict()
-        self._loads = 0
+        self._weights: dict[str, tuple[StoredWeight, ...]] = {}
         self._calls = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pin")
+        self._replica = ray.get_runtime_context().get_actor_id()
+        self._board = Callboard()
+        self._written = ""
+        self._telling: asyncio.Task[None] | None = None
+        residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
+        self._performer = Performer(
+            self._settings.name,
+            residents,
+            self._load,
+            max_call_s=self._settings.max_call_ms / 1000,
+            on_turn=self._turn_begins,
+            on_end=self._ended,
+            share=self._settings.num_gpus,
+        )
         for name in self._settings.preload:
-            self._resident(Step(name))
+            residents.take([name], lambda key: self._load(Step(key)))
+            residents.give_back([name])
 
     async def run(
-        self, steps: Sequence[Mapping[str, Any]], source: FrameBatch | Result, state: Result | Sequence[Carry] | None
+        self,
+        steps: Sequence[Mapping[str, Any]],
+        source: FrameBatch | Result,
+        state: Result | Sequence[Carry] | None,
+        call: Call | None = None,
     ) -> Result:
         """Runs a chain of this pin's models on a batch.
 
@@ -91,15 +125,29 @@ class Pin:
             source: the batch, or an earlier call's whole result, whose batch is taken.
             state: the carries before this batch, one per step; an earlier call's whole result, whose carries are
                 taken; or None at the start of a clip.
+            call: its class and identity; a batch call of nobody where not given.
 
         Raises:
-            TroupeError: a model is not hosted here or its weights are missing.
+            DeferredError: the pin runs a call alone; make this one again in a moment.
+            TroupeError: a model is not hosted here, its weights are missing, or GPU memory ran out for good.
         """
+        self._tell_from_now_on()
         batch = source.batch if isinstance(source, Result) else source
         chain = [Step(**step) for step in steps]
         carries: Sequence[Carry] = state.carries if isinstance(state, Result) else (state or [{}] * len(chain))
-        result = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, chain, batch, tuple(carries))
-        return replace(result, seconds={**source.seconds, **result.seconds}) if isinstance(source, Result) else result
+        work = await self._performer.perform(chain, batch, carries, call or Call())
+        assert work.parted is not None
+        assert work.waited is not None
+        earlier = source if isinstance(source, Result) else None
+        made, after = work.parted.result
+        return Result(
+            made,
+            after,
+            {**(earlier.seconds if earlier else {}), **work.parted.seconds},
+            work.waited,
+            work.ran,
+            (*(earlier.notices if earlier else ()), *work.notices),
+        )
 
     async def describe(self, steps: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """What this pin is: process, device, settings, code and weights, and what is loaded.
@@ -107,41 +155,69 @@ class Pin:
         With `steps`, their models are loaded first, so that a job finds a missing checkpoint before it decodes, and
         their weights' hashes are in the answer.
         """
-        loop = asyncio.get_running_loop()
-        for step in steps:
-            await loop.run_in_executor(self._thread, self._resident, Step(**step))
-        weights = {weight.name: asdict(weight) for _, used in self._models.values() for weight in used}
+        self._tell_from_now_on()
+        if steps:
+            await self._performer.load([Step(**step) for step in steps])
+        weights = {weight.name: asdict(weight) for used in self._weights.values() for weight in used}
         return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "device": self._device,
+            **self._state(),
             "settings": self._settings.model_dump(),
             "pixels": self._settings.pixel_settings(),
             "code": code_hash("actors"),
             "weights": {name: {**entry, "path": str(entry["path"])} for name, entry in weights.items()},
-            "models": list(self._models),
-            "loads": self._loads,
-            "calls": self._calls,
         }
 
-    def _run(self, chain: list[Step], batch: FrameBatch, carries: tuple[Carry, ...]) -> Result:
-        after: list[Carry] = []
-        seconds: dict[str, float] = {}
-        for step, carry in zip(chain, carries, strict=True):
-            model = self._resident(step)
-            begun = time.perf_counter()
-            batch, state = model(batch, carry, step.params)
-            seconds[step.model] = time.perf_counter() - begun
-            after.append(state)
-        self._calls += 1
-        return Result(batch, tuple(after), seconds)
+    def check_health(self) -> None:
+        """Raises when the call that is being executed takes so long that it will never end; Serve asks."""
+        working = self._performer.working_s
+        if working > self._settings.call_timeout_s:
+            raise ClusterError(
+                f"pin {self._settings.name}",
+                f"a call has been at work for {working:.0f} s",
+                remedy=f"it is replaced; raise call_timeout_s ({self._settings.call_timeout_s:g}) if that is normal",
+            )
 
-    def _resident(self, step: Step) -> Model:
-        """The loaded model; loading happens on the execution thread only, so no call can be using what is unloaded."""
-        key = f"{step.model} {sorted(step.load.items())}" if step.load else step.model
-        if key in self._models:
-            self._models.move_to_end(key)
-            return self._models[key][0]
+    def _state(self) -> dict[str, Any]:
+        performer, residents = self._performer, self._performer.residents
+        context = ray.get_runtime_context()
+        return {
+            "pin": self._settings.name,
+            "pid": os.getpid(),
+            "node": context.get_node_id(),
+            "gpus": [str(gpu) for gpu in context.get_accelerator_ids().get("GPU", [])],
+            "device": self._device,
+            "models": list(residents.keys),
+            "loads": residents.loads,
+            "unloads": residents.unloads,
+            "calls": self._calls,
+            "waiting": {"interactive": performer.turns.count("interactive"), "batch": performer.turns.count("batch")},
+            "held": performer.turns.held,
+        }
+
+    def _tell_from_now_on(self) -> None:
+        """Serve runs this class's constructor outside of the event loop: what needs one begins with the first call."""
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            self._board.tell(self._replica, self._state())
+            await asyncio.sleep(_TELL_SECONDS)
+            if self._settings.idle_unload_s:
+                await self._performer.unload_idle(self._settings.idle_unload_s)
+
+    def _turn_begins(self, work: Work) -> None:
+        if work.call.token != self._written:
+            self._board.begin(self._replica, work.call.token)
+            self._written = work.call.token
+
+    def _ended(self, work: Work) -> None:
+        self._calls += work.parted is not None
+        if work.call.token == self._written:
+            self._board.idle(self._replica)
+            self._written = ""
+
+    def _load(self, step: Step) -> Model:
         if step.model not in self._settings.models:
             raise UsageError(
                 f"pin {self._settings.name}",
@@ -150,9 +226,6 @@ class Pin:
             )
         entry = card(step.model)
         weights = tuple(self._store.find(name) for name in entry.weights)
-        while len(self._models) >= self._settings.resident:
-            gone, _ = self._models.popitem(last=False)
-            log.info("pin %s: unloaded %s", self._settings.name, gone)
         setup = Setup(
             weights=tuple(weight.path for weight in weights),
             device=self._device,
@@ -161,10 +234,14 @@ class Pin:
             tile=self._settings.tile,
             options=step.load,
         )
-        self._models[key] = (entry.load(setup), weights)
-        self._loads += 1
-        log.info("pin %s: loaded %s on %s as %s", self._settings.name, key, self._device, self._dtype)
-        return self._models[key][0]
+        model = entry.load(setup)
+        self._weights[key_of(step)] = weights
+        log.info("pin %s: loaded %s on %s as %s", self._settings.name, key_of(step), self._device, self._dtype)
+        return model
+
+    def _unloaded(self, key: str) -> None:
+        self._weights.pop(key, None)
+        log.info("pin %s: unloaded %s", self._settings.name, key)
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
@@ -183,8 +260,8 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
         name=settings.name,
         num_replicas=settings.replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        health_check_period_s=2,
-        graceful_shutdown_timeout_s=5,
+        health_check_period_s=_HEALTH_CHECK_SECONDS,
+        graceful_shutdown_timeout_s=_SHUTDOWN_SECONDS,
         ray_actor_options={
             "num_cpus": settings.num_cpus,
             "num_gpus": settings.num_gpus if device == "cuda" else 0,

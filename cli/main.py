@@ -10,6 +10,7 @@ import typer
 from cli import backgrounds, doctor, models, weights
 from cli.demo.command import demo
 from jobs.restage.command import restage
+from jobs.retry import retry
 
 app = typer.Typer(
     name="troupe",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("restage")(restage)
+app.command("retry")(retry)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app, name="weights")

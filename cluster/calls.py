@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import Literal
 
 Priority = Literal["interactive", "batch"]
@@ -15,9 +16,11 @@ class Call:
     Attributes:
         priority: `interactive` goes before `batch`.
         key: whose work it is, e.g. a segment: what is charged when the pin dies of it. Empty when nobody is.
-        alone: nothing else waits in the replica while it runs, so that nobody else's calls die with it.
+        alone: nothing else waits in the replica while it runs, so that nobody else's call dies with it.
+        token: this one call among all; the callboard shows it while it is executed.
     """
 
     priority: Priority = "batch"
     key: str = ""
     alone: bool = False
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -41,7 +41,9 @@ class PinSettings(_Frozen):
         tile: largest input side in pixels before an upscaler works in tiles, 0 for never.
         resident: models kept loaded at once; the least recently used one makes room.
         preload: models loaded when the pin starts; the others load on first use.
-        call_timeout_s: how long a caller waits for one call, queueing included.
+        idle_unload_s: seconds after which a model that nobody used is unloaded, 0 for never.
+        max_call_ms: longest turn of a call, as far as single frames allow; between turns a request goes before batch.
+        call_timeout_s: how long a call may be at work before the pin counts as hung and is replaced.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -55,13 +57,17 @@ class PinSettings(_Frozen):
     tile: int = Field(default=0, ge=0)
     resident: int = Field(default=2, ge=1)
     preload: tuple[str, ...] = ()
+    idle_unload_s: float = Field(default=0, ge=0)
+    max_call_ms: float = Field(default=500, gt=0)
     call_timeout_s: float = Field(default=600, gt=0)
 
     @model_validator(mode="after")
-    def _preload_is_hosted(self) -> PinSettings:
+    def _preload_is_hosted_and_has_room(self) -> PinSettings:
         unknown = set(self.preload) - set(self.models)
         if unknown:
             raise ValueError(f"preload names models that the pin does not host: {', '.join(sorted(unknown))}")
+        if len(self.preload) > self.resident:
+            raise ValueError(f"preload names {len(self.preload)} models, and resident is {self.resident}")
         return self
 
     def pixel_settings(self) -> dict[str, Any]:

@@ -66,5 +66,9 @@ class ClusterError(TroupeError):
     """Ray, a pin or a resource is not there, does not fit, or does not answer."""
 
 
+class DeferredError(ClusterError):
+    """A pin runs a call alone and sent this one back: it is to be made again in a moment, and is nobody's fault."""
+
+
 class JobError(TroupeError):
     """A segment or a video of a job failed; the rest of the job goes on."""

@@ -90,6 +90,24 @@ def describe(pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float) -> 
     return answer
 
 
+def await_ready(pin: str) -> None:
+    """Returns when a replica of the pin answers, as a new one does once it is up.
+
+    Raises:
+        ClusterError: none does in time.
+    """
+    deadline = time.monotonic() + _DEPLOY_SECONDS
+    while True:
+        try:
+            describe(pin, (), max(1.0, deadline - time.monotonic()))
+        except ClusterError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
 def _wait_running(name: str, deadline: float) -> None:
     while True:
         application = ray_serve.status().applications.get(name)

@@ -6,7 +6,8 @@ result of an earlier call; the pin takes from it what it needs (`actors.pin.Resu
 
 A replica that dies fails every call it had accepted, and Serve replays none of them. The window therefore keeps the
 inputs of all calls whose results are not in, and repeats from the first failed batch on, with the state that this
-batch had. A model's own error is never repeated.
+batch had. A model's own error is never repeated. The callboard says which call a replica died of: only its work gets a
+strike, and from then on goes alone, so that nobody else's calls can die with it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
+from cluster.callboard import Callboard
+from cluster.calls import Call
 from cluster.causes import cause_of
-from cluster.errors import ClusterError
-
-#: `(source, state) -> response`; source and state are values or earlier responses.
-Call = Callable[[Any, Any], "DeploymentResponse[Any]"]
+from cluster.errors import ClusterError, DeferredError
 
 _BACKOFF_SECONDS = (0.2, 1.0, 3.0)
+_DEFERRED_SECONDS = 0.2
+#: Losses that are nobody's fault, of one batch, for each repetition that it has when they are its own.
+_PATIENCE = 4
+#: All calls of a dead replica fail within some 20 ms; asking one that lives takes as long as this.
+_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +42,34 @@ class Stage:
 
     Attributes:
         pin: its name, for errors.
-        call: sends a batch to it.
+        call: `(source, state, call) -> response`; source and state are values or earlier responses.
         stateful: whether a call needs the result of the call before; stateless calls may run on several replicas.
+        await_ready: returns when a replica takes calls; raises ClusterError when none does in bounded time.
     """
 
     pin: str
-    call: Call
+    call: Callable[[Any, Any, Call], DeploymentResponse[Any]]
     stateful: bool
+    await_ready: Callable[[], None]
+
+
+class Strikes(Protocol):
+    """Who counts what pins died of."""
+
+    def suspect(self, key: str) -> bool:
+        """Whether this work has a strike, and goes alone."""
+        ...
+
+    def charge(self, key: str, reason: str) -> None:
+        """Counts a strike; raises a TroupeError when it was the last."""
+        ...
 
 
 @dataclass(slots=True)
 class _Entry:
     source: Any
+    key: str
+    calls: list[Call] = field(default_factory=list)
     responses: list[DeploymentResponse[Any]] = field(default_factory=list)
 
 
@@ -60,8 +81,9 @@ class Window:
         states: the state before the first batch, one per stage (None at the start of a clip).
         size: most batches in flight.
         timeout_s: longest wait for one result.
-        retries: how often a lost batch is repeated.
+        retries: how often a batch is repeated that was lost for unknown reasons.
         on_retry: told of every repetition, with the reason.
+        strikes: counts what pins died of.
     """
 
     def __init__(
@@ -73,6 +95,7 @@ class Window:
         timeout_s: float,
         retries: int,
         on_retry: Callable[[str], None],
+        strikes: Strikes,
     ) -> None:
         self._stages = stages
         self._states: list[Any] = list(states)
@@ -80,6 +103,8 @@ class Window:
         self._timeout_s = timeout_s
         self._retries = retries
         self._on_retry = on_retry
+        self._strikes = strikes
+        self._board = Callboard()
         self._entries: deque[_Entry] = deque()
 
     def __len__(self) -> int:
@@ -90,34 +115,48 @@ class Window:
         """Whether a result must be popped before the next push."""
         return len(self._entries) >= self._size
 
-    def push(self, source: Any) -> None:
-        """Sends a batch on its way; returns at once."""
-        entry = _Entry(source)
-        before = self._entries[-1].responses if self._entries else self._states
-        self._send(entry, before)
-        self._entries.append(entry)
+    def push(self, source: Any, key: str) -> None:
+        """Sends a batch on its way; returns at once.
+
+        Args:
+            source: the batch.
+            key: whose work it is.
+        """
+        self._entries.append(_Entry(source, key))
+        self._send_waiting()
 
     def pop(self) -> Any:
         """The last stage's result for the oldest batch.
 
         Raises:
-            TroupeError or the model's own error: the call failed in the model.
-            ClusterError: the pin was lost more often than `retries`, or did not answer in time.
+            TroupeError or the model's own error: the call failed in the model, or had its last strike.
+            ClusterError: the pin was lost too often, or did not answer in time.
         """
-        for attempt in range(self._retries + 1):
+        losses = 0
+        patient_until = time.monotonic() + self._timeout_s
+        while True:
             entry = self._entries[0]
             try:
                 result = entry.responses[-1].result(timeout_s=self._timeout_s)
             except RayTaskError as error:
                 # First, because a model's TimeoutError arrives as both.
-                raise cause_of(error) from error
+                cause = cause_of(error)
+                if not isinstance(cause, DeferredError) or time.monotonic() > patient_until:
+                    raise cause from error
+                self.cancel()
+                time.sleep(_DEFERRED_SECONDS)
+                self._send_again()
+                continue
             except (RayActorError, BackPressureError, RayServeException, TimeoutError) as error:
-                self._repeat(error, attempt)
+                if not _is_loss(error):
+                    raise
+                losses += 1
+                self._repeat(error, losses)
                 continue
             self._entries.popleft()
             self._states = list(entry.responses)
+            self._send_waiting()
             return result
-        raise AssertionError("unreachable")
 
     def popped(self) -> list[Any]:
         """The results of all stages for the batch popped last; fetching them moves no pixels on one node."""
@@ -131,26 +170,76 @@ class Window:
                 with contextlib.suppress(RayError, RayServeException):
                     response.cancel()
 
-    def _send(self, entry: _Entry, states: Sequence[Any]) -> None:
+    def _send_waiting(self) -> None:
+        """Sends what is not on its way: a suspect only as the oldest, and nothing behind it."""
+        states = self._states
+        for index, entry in enumerate(self._entries):
+            suspect = self._strikes.suspect(entry.key)
+            if suspect and index > 0:
+                return
+            if not entry.responses:
+                self._send(entry, states, alone=suspect)
+            if suspect:
+                return
+            states = entry.responses
+
+    def _send(self, entry: _Entry, states: Sequence[Any], *, alone: bool) -> None:
         value = entry.source
-        entry.responses = []
         for stage, state in zip(self._stages, states, strict=True):
-            value = stage.call(value, state if stage.stateful else None)
+            call = Call("batch", entry.key, alone)
+            value = stage.call(value, state if stage.stateful else None, call)
+            entry.calls.append(call)
             entry.responses.append(value)
 
-    def _repeat(self, error: Exception, attempt: int) -> None:
+    def _send_again(self) -> None:
+        for entry in self._entries:
+            entry.calls, entry.responses = [], []
+        self._send_waiting()
+
+    def _repeat(self, error: Exception, losses: int) -> None:
         pins = " or ".join(stage.pin for stage in self._stages)
         reason = "no answer in time" if isinstance(error, TimeoutError) else "lost"
-        if attempt == self._retries:
+        self._charge(f"pin {pins} was lost while it executed it")
+        # Of losses that are others' fault there may be many: each of their suspects has its strikes.
+        if losses > self._retries * (1 if isinstance(error, TimeoutError) else _PATIENCE):
             raise ClusterError(
                 f"pin {pins}",
-                f"{reason}, {attempt + 1} times in a row",
+                f"{reason}, {losses} times in a row",
                 remedy="see its log in the Ray dashboard; the segment is redone on the next run",
             ) from error
         self.cancel()
         self._on_retry(f"pin {pins}: {reason}, repeating {len(self._entries)} calls")
-        time.sleep(_BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)])
-        states: Sequence[Any] = self._states
-        for entry in self._entries:
-            self._send(entry, states)
-            states = entry.responses
+        time.sleep(_BACKOFF_SECONDS[min(losses, len(_BACKOFF_SECONDS)) - 1])
+        for stage in self._stages:
+            stage.await_ready()
+        self._send_again()
+
+    def _charge(self, reason: str) -> None:
+        """A strike for the work whose call a replica died of, if it was one of ours."""
+        lost = {
+            call.token: entry.key
+            for entry in self._entries
+            for call, response in zip(entry.calls, entry.responses, strict=True)
+            if entry.key and _died(response)
+        }
+        if lost:
+            for token in self._board.executing(lost):
+                self._strikes.charge(lost[token], reason)
+
+
+def _died(response: DeploymentResponse[Any]) -> bool:
+    """Whether the very replica that had this call is gone; a call behind it in the row fails in another way."""
+    try:
+        response.result(timeout_s=_LOOK_SECONDS)
+    except RayActorError:
+        return True
+    except Exception:  # its own error, or an answer that is still to come
+        return False
+    return False
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether the same call may succeed elsewhere: a replica died, here or earlier in the row, or did not answer."""
+    if isinstance(error, RayServeException) and not isinstance(error, BackPressureError):
+        return _is_loss(error.__cause__)
+    return isinstance(error, RayActorError | BackPressureError | TimeoutError)

@@ -97,7 +97,7 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
 def row_of(task: VideoTask, *, status: str, error: str = "", **values: Any) -> dict[str, Any]:
     """A ledger row for a task; what is not given is empty."""
     empty: Mapping[str, Any] = {
-        "notices": [], "frames": 0, "damaged": 0, "segments": 0, "retries": 0, "seconds": "{}",
+        "notices": [], "frames": 0, "damaged": 0, "segments": 0, "quarantined": "[]", "retries": 0, "seconds": "{}",
         "output_bytes": 0, "output_sha256": "",
     }  # fmt: skip
     return {
@@ -111,6 +111,7 @@ def row_of(task: VideoTask, *, status: str, error: str = "", **values: Any) -> d
             {**task.settings, "steps": [asdict(step) for step in task.steps], "encoder": asdict(task.encoder)},
             default=str,
         ),
+        "command": json.dumps(asdict(task.command) if task.command else None),
         "weights": json.dumps(dict(task.weights)),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **empty,

@@ -9,6 +9,7 @@ at a time and results arrive as they are made. Planning runs ahead of the lanes 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -28,13 +29,15 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cluster.config import Config
 from cluster.errors import ClusterError, JobError, TroupeError
+from cluster.heap import give_back_freed
 from cluster.identity import code_hash
 from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
 from jobs.lane import run_segments
-from jobs.ledger import WorkFolder, write_row
+from jobs.ledger import Strike, WorkFolder, write_row
 from jobs.plan import plan_video
 from jobs.progress import Reporter
+from jobs.strikes import STRIKES
 from jobs.task import CODE, VideoTask
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,8 @@ class Batch:
         self._lock = threading.Lock()
         #: Runs that came back in this pass, by video.
         self._returned: dict[int, set[int]] = {}
+        #: The first error of each video that has one; its other runs are done all the same.
+        self._errors: dict[int, str] = {}
         self._ended: set[int] = set()
         #: Videos whose segments are done; None ends the assembler.
         self._finished: queue.Queue[VideoTask | None] = queue.Queue()
@@ -113,16 +118,20 @@ class Batch:
 
     def _pass(self, tasks: Sequence[VideoTask], indices: Sequence[int] | range, lanes: int) -> None:
         self._returned.clear()
+        self._errors.clear()
         for row in self._dataset(tasks, indices, lanes).iter_rows():
             index = int(row["video"])
             if index in self._ended:
                 continue
             if row["error"]:
-                self._fail(index, tasks[index], row["error"])
-                continue
+                self._errors.setdefault(index, row["error"])
             returned = self._returned.setdefault(index, set())
             returned.add(int(row["run"]))
-            if len(returned) == int(row["runs"]):
+            if len(returned) < int(row["runs"]):
+                continue
+            if index in self._errors:
+                self._fail(index, tasks[index], self._errors[index])
+            else:
                 self._ended.add(index)
                 self._finished.put(tasks[index])
 
@@ -181,7 +190,7 @@ class Batch:
 
     def _end(self, task: VideoTask, status: Literal["done", "failed"], error: str, row: Row | None = None) -> None:
         if row is None:
-            row = row_of(task, status=status, error=error)
+            row = row_of(task, status=status, error=error, quarantined=_quarantined(task))
             try:
                 write_row(task.root, row)
             except OSError as problem:
@@ -205,6 +214,7 @@ class PlanVideo:
             plan = plan_video(task)
         except Exception as error:
             return [{**row, "error": _error_text(task, error)}]
+        give_back_freed()
         work = WorkFolder(task.folder)
         done = work.all_done(plan)
         frames = sum(segment.frames for segment in done.values())
@@ -296,6 +306,14 @@ def _configure_data() -> None:
     context.max_errored_blocks = -1
     # The guard would end a healthy job whose one run takes long; every wait inside a lane has a bound of its own.
     context.execution_no_progress_timeout_s = -1
+
+
+def _quarantined(task: VideoTask) -> str:
+    """The video's quarantined segments for its row: a JSON list of their last strikes."""
+    strikes: dict[int, list[Strike]] = {}
+    for strike in WorkFolder(task.folder).all_strikes():
+        strikes.setdefault(strike.segment, []).append(strike)
+    return json.dumps([asdict(each[-1]) for _, each in sorted(strikes.items()) if len(each) >= STRIKES])
 
 
 def _error_text(task: VideoTask, error: Exception) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,14 @@ import ray
 from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
+from cluster.calls import Call
 from cluster.config import Config
 from cluster.errors import UsageError
 from jobs.plan import Segment
+from jobs.strikes import RunStrikes
+
+#: A hung pin fails three health checks, is given time to end, and another one loads its models.
+_REPLACED_SECONDS = 60.0
 
 # Serve takes half a second to import, in every process of a job: it is imported where a pin is called.
 if TYPE_CHECKING:
@@ -51,12 +57,14 @@ class Done:
         carries: the state after it, one per step; only for a segment's last piece.
         seconds: work by stage: `decode`, and the models' names.
         retries: calls repeated since the piece before.
+        notices: what the pins say of these frames.
     """
 
     piece: Piece
     carries: tuple[Carry, ...] | None
     seconds: dict[str, float]
     retries: int
+    notices: tuple[str, ...] = ()
 
 
 class Chain:
@@ -69,12 +77,15 @@ class Chain:
         steps: the chain.
         config: says which pin hosts a model, and the window.
         on_retry: told of every repetition of lost calls, with the reason.
+        strikes: counts what pins died of.
 
     Raises:
         UsageError: a lane step stands between pin steps.
     """
 
-    def __init__(self, steps: Sequence[Step], config: Config, on_retry: Callable[[str], None]) -> None:
+    def __init__(
+        self, steps: Sequence[Step], config: Config, on_retry: Callable[[str], None], strikes: RunStrikes
+    ) -> None:
         resident = [card(step.model).resident for step in steps]
         order = [place for place, _ in groupby(resident)]
         if order.count(True) > 1:
@@ -89,6 +100,7 @@ class Chain:
         self._after = tuple(steps[tail:])
         self._config = config
         self._on_retry = on_retry
+        self._strikes = strikes
         self._models: dict[int, Model] = {}
         self._retries = 0
 
@@ -105,7 +117,7 @@ class Chain:
         state = list(carries)
         if not self._pinned:
             for piece in pieces:
-                yield self._finish(piece, piece.batch, state, {"decode": piece.seconds}, {})
+                yield self._finish(piece, piece.batch, state, {"decode": piece.seconds}, {}, ())
             return
         window = self._window(state)
         waiting: deque[tuple[Piece, dict[str, float], dict[int, Carry]]] = deque()
@@ -118,7 +130,7 @@ class Chain:
                 # The state of the lane's first steps runs ahead of the pins by the window: keep the one of this piece.
                 snapshot = {k: state[k] for k in range(len(self._before))} if piece.ends else {}
                 # One copy into the object store, however many calls are repeated with it.
-                window.push(ray.put(batch))
+                window.push(ray.put(batch), self._strikes.key(piece.segment))
                 waiting.append((piece, seconds, snapshot))
             while waiting:
                 yield self._pop(window, waiting, state)
@@ -135,7 +147,7 @@ class Chain:
         if piece.ends:
             carries = [carry for stage in window.popped() for carry in stage.carries]
             snapshot |= dict(enumerate(carries, len(self._before)))
-        return self._finish(piece, result.batch, state, seconds, snapshot)
+        return self._finish(piece, result.batch, state, seconds, snapshot, result.notices)
 
     def _finish(
         self,
@@ -144,12 +156,13 @@ class Chain:
         state: list[Carry],
         seconds: dict[str, float],
         snapshot: dict[int, Carry],
+        notices: tuple[str, ...],
     ) -> Done:
         local = self._after if self._pinned else self._steps
         batch = self._run(local, len(self._steps) - len(local), batch, state, seconds)
         carries = tuple(snapshot.get(k, state[k]) for k in range(len(self._steps))) if piece.ends else None
         retries, self._retries = self._retries, 0
-        return Done(replace(piece, batch=batch), carries, seconds, retries)
+        return Done(replace(piece, batch=batch), carries, seconds, retries, notices)
 
     def _run(
         self, steps: Sequence[Step], offset: int, batch: FrameBatch, state: list[Carry], seconds: dict[str, float]
@@ -174,7 +187,8 @@ class Chain:
             stages.append(_stage(name, steps, stateful))
             states.append([dict(state[index + k]) for k in range(len(steps))])
             index += len(steps)
-            timeout_s += self._config.pin_of(steps[0]["model"]).call_timeout_s
+            # A hung pin is found and replaced by its health check; who waits here gives up only after that.
+            timeout_s += self._config.pin_of(steps[0]["model"]).call_timeout_s + _REPLACED_SECONDS
         return Window(
             stages,
             states,
@@ -182,6 +196,7 @@ class Chain:
             timeout_s=timeout_s,
             retries=self._config.troupe.batch.retries,
             on_retry=self._retried,
+            strikes=self._strikes,
         )
 
     def _retried(self, reason: str) -> None:
@@ -190,12 +205,12 @@ class Chain:
 
 
 def _stage(pin: str, steps: list[dict[str, Any]], stateful: bool) -> Stage:
-    from cluster.pins import handle
+    from cluster.pins import await_ready, handle
     from cluster.window import Stage
 
     target = handle(pin)
 
-    def call(source: Any, state: Any) -> Any:
-        return target.run.remote(steps, source, state)
+    def call(source: Any, state: Any, call: Call) -> Any:
+        return target.run.remote(steps, source, state, call)
 
-    return Stage(pin, call, stateful)
+    return Stage(pin, call, stateful, partial(await_ready, pin))

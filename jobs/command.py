@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -20,7 +22,7 @@ from jobs.display import Display
 from jobs.inputs import Input, check_name, collect, shown
 from jobs.ledger import WorkFolder, forget_row, output_lock, read_row, remove_partials
 from jobs.limits import limits_of
-from jobs.task import VideoTask
+from jobs.task import Command, VideoTask
 
 T = TypeVar("T")
 
@@ -167,11 +169,14 @@ def carry_out(
     Raises:
         TroupeError: nothing could be started.
     """
+    # `troupe restage …` and `python -m jobs.restage …` are the same command.
+    arguments = sys.argv[1:] if Path(sys.argv[0]).name == "__main__.py" else sys.argv[2:]
+    command = Command(tuple(arguments), str(Path.cwd()))
     with output_lock(root):
         tasks = []
         for item, make in wanted:
             try:
-                tasks.append(make())
+                tasks.append(replace(make(), command=command))
             except (TroupeError, OSError) as error:
                 _refuse(item, error, display)
         used = {name for task in tasks for name in task.weights}

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
 from cluster.config import BatchSettings, Config
 from cluster.errors import JobError, TroupeError
+from cluster.heap import give_back_freed
 from jobs.ahead import ahead
 from jobs.chain import Chain, Done, Piece
 from jobs.ledger import DoneSegment, WorkFolder
 from jobs.plan import Plan, Run, Segment, companion_scan
+from jobs.strikes import QuarantinedError, RunStrikes
 from jobs.task import VideoTask
 
 #: Batches decoded ahead, and results waiting for the encoder. Two hide the jitter of either side.
@@ -52,22 +55,31 @@ def run_segments(
         Frames encoded now; those of segments that were done before are not counted.
 
     Raises:
+        QuarantinedError: a segment had its last strike, now or earlier; all that do not need its state are done.
         JobError: with the video, the segment and the reason; finished segments are kept.
     """
     work = WorkFolder(task.folder)
-    done = work.done(run)
-    todo = [segment for segment in run.segments if segment.index not in done]
+    strikes = RunStrikes(task, run, work)
+    stateful = any(card(step.model).stateful for step in task.steps)
+    resets = set(plan.cuts.tolist())
     frames = 0
-    for part in _consecutive(todo):
+    while True:
+        done = work.done(run)
+        part = _next_part(run, done, strikes, lambda segment: stateful and segment.first not in resets)
+        if not part:
+            break
         state = _state_before(work, run, part[0], len(task.steps), done)
-        with ExitStack() as stack:
-            chain = Chain(task.steps, config, on_note)
+        with suppress(QuarantinedError), ExitStack() as stack:
+            chain = Chain(task.steps, config, on_note, strikes)
             source = _Source(task, plan, config.troupe.batch, stack)
             pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
             results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
             sink = _Sink(task, plan, run, work, stack, on_frames)
             sink.write(results, part)
-            frames += sum(segment.last - segment.first for segment in part)
+        frames += sum(segment.frames for index, segment in work.done(run).items() if index not in done)
+    for segment in run.segments:
+        if strikes.is_quarantined(segment):
+            raise strikes.quarantined(segment)
     return frames
 
 
@@ -124,6 +136,7 @@ class _Sink:
         self._on_frames = on_frames
         self._seconds: dict[str, float] = {}
         self._retries = 0
+        self._notices: dict[str, None] = {}
         stack.callback(self._abort)
 
     def write(self, results: Iterator[Done], segments: Iterable[Segment]) -> None:
@@ -136,6 +149,8 @@ class _Sink:
             try:
                 while not self._write_next(results):
                     pass
+            except QuarantinedError:
+                raise
             except TroupeError as error:
                 name = self._task.source.name
                 reason = ": ".join(part for part in (error.thing, error.place, error.reason) if part not in ("", name))
@@ -149,6 +164,7 @@ class _Sink:
         for stage, seconds in done.seconds.items():
             self._spend(stage, seconds)
         self._retries += done.retries
+        self._notices |= dict.fromkeys(done.notices)
         self._write(done)
         return done.piece.ends
 
@@ -197,10 +213,11 @@ class _Sink:
                 carry,
                 self._seconds,
                 self._retries,
-                self._task.notices,
+                (*self._task.notices, *self._notices),
             ),
         )
-        self._seconds, self._retries = {}, 0
+        self._seconds, self._retries, self._notices = {}, 0, {}
+        give_back_freed()
 
     def _spend(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
@@ -224,24 +241,31 @@ def _mask(decoder: Decoder, first: int, last: int) -> NDArray[np.uint8]:
     return np.stack([frame[:, :, 1] for frame in decoder.frames(first, last)])
 
 
-def _consecutive(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Groups neighbours: each group is one stream with one state before it."""
-    group: list[Segment] = []
-    for segment in segments:
-        if group and segment.index != group[-1].index + 1:
-            yield group
-            group = []
-        group.append(segment)
-    if group:
-        yield group
+def _next_part(
+    run: Run, done: dict[int, DoneSegment], strikes: RunStrikes, needs_state: Callable[[Segment], bool]
+) -> list[Segment]:
+    """Neighbours that are to be done, one stream with one state before it; nothing when there are none.
+
+    Behind a segment that will not be made, those that need its state cannot be made either.
+    """
+    part: list[Segment] = []
+    has_state = True
+    for segment in run.segments:
+        if segment.index in done or strikes.is_quarantined(segment):
+            if part:
+                break
+            has_state = segment.index in done
+        elif part or has_state or not needs_state(segment):
+            part.append(segment)
+    return part
 
 
 def _state_before(
     work: WorkFolder, run: Run, segment: Segment, steps: int, done: dict[int, DoneSegment]
 ) -> list[Carry]:
-    """The carries to begin with: those stored after the segment before, or none at a run's start."""
-    before = [s for s in run.segments if s.index == segment.index - 1]
+    """The carries to begin with: those stored after the segment before, or none at a run's start and where the chain
+    has no state."""
+    before = [s for s in run.segments if s.index == segment.index - 1 and s.index in done]
     if not before:
         return [{} for _ in range(steps)]
-    assert before[0].index in done
     return list(work.load_carries(before[0], steps))

@@ -4,6 +4,7 @@
     output/.troupe/ledger/<fingerprint>.parquet  one row a video: what it was, what it cost, what went wrong
     output/.troupe/<fingerprint>/scan.npz      the plan's truth
                                  run-0000.jsonl   what this run's lane finished, appended and fsynced
+                                 strikes-0000.jsonl   which of its segments pins died of, the same way
                                  00000.mp4 00000.npz   a segment and the carry after its last frame
 
 A segment counts as done when its journal line is there and both files have the sizes and hashes that the line names.
@@ -17,11 +18,11 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,10 @@ from actors.frames import Carry
 from cluster.errors import JobError, UsageError
 from cluster.files import PARTIAL, sha256_of, written_whole
 from jobs.plan import Plan, Run, Segment
+
+T = TypeVar("T")
+
+_STRIKES = "strikes-*.jsonl"
 
 ROW = pa.schema(
     [
@@ -42,10 +47,12 @@ ROW = pa.schema(
         ("error", pa.string()),
         ("notices", pa.list_(pa.string())),
         ("settings", pa.string()),
+        ("command", pa.string()),
         ("weights", pa.string()),
         ("frames", pa.int64()),
         ("damaged", pa.int64()),
         ("segments", pa.int64()),
+        ("quarantined", pa.string()),
         ("retries", pa.int64()),
         ("seconds", pa.string()),
         ("output_bytes", pa.int64()),
@@ -78,6 +85,23 @@ class DoneSegment:
     notices: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A pin died while it executed a call of this segment.
+
+    Attributes:
+        segment, first, last: its index, and its frames (`last` is excluded).
+        reason: what happened.
+        at: when, UTC, ISO 8601.
+    """
+
+    segment: int
+    first: int
+    last: int
+    reason: str
+    at: str
+
+
 class WorkFolder:
     """One video's folder under `.troupe`."""
 
@@ -106,28 +130,13 @@ class WorkFolder:
 
     def record(self, run: Run, done: DoneSegment) -> None:
         """Appends a journal line and waits until it is on disk."""
-        line = json.dumps({name: getattr(done, name) for name in DoneSegment.__slots__}).encode() + b"\n"
-        with self._journal_path(run).open("a+b") as journal:
-            # A kill may have torn the last line; what is appended to it would be lost with it.
-            if journal.tell():
-                journal.seek(-1, os.SEEK_END)
-                line = line if journal.read(1) == b"\n" else b"\n" + line
-            journal.write(line)
-            journal.flush()
-            os.fsync(journal.fileno())
+        _append(self._journal_path(run), {name: getattr(done, name) for name in DoneSegment.__slots__})
 
     def done(self, run: Run) -> dict[int, DoneSegment]:
         """The run's finished segments by index, each checked against its files."""
-        path = self._journal_path(run)
-        if not path.is_file():
-            return {}
         by_index = {segment.index: segment for segment in run.segments}
         found: dict[int, DoneSegment] = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = DoneSegment(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # a torn last line: that segment is not done
+        for entry in _entries(self._journal_path(run), DoneSegment):
             segment = by_index.get(entry.index)
             if segment is not None and self._intact(segment, entry):
                 found[entry.index] = entry
@@ -137,11 +146,29 @@ class WorkFolder:
         """Every finished segment of the video by index."""
         return {index: done for run in plan.runs for index, done in self.done(run).items()}
 
+    def strike(self, run: Run, strike: Strike) -> None:
+        """Appends a strike and waits until it is on disk."""
+        _append(self._strikes_path(run), asdict(strike))
+
+    def strikes(self, run: Run) -> list[Strike]:
+        """The strikes of a run's segments, oldest first."""
+        return _entries(self._strikes_path(run), Strike)
+
+    def all_strikes(self) -> list[Strike]:
+        """Those of all runs."""
+        return [strike for path in sorted(self.path.glob(_STRIKES)) for strike in _entries(path, Strike)]
+
+    def forget_strikes(self) -> None:
+        """Gives every quarantined segment another try."""
+        for path in self.path.glob(_STRIKES):
+            path.unlink(missing_ok=True)
+
     def remove_segments(self) -> None:
         """Removes segments, carries, journals and what they were assembled in, of a video that is assembled or is to be
         redone from the start, and what killed lanes left half written. The plan stays, and with it the copy of a
         transport stream that it was made of."""
-        for pattern in ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", "sound.mp4", "joined.mp4", f".*{PARTIAL}"):
+        whole = ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", _STRIKES, "sound.mp4", "joined.mp4")
+        for pattern in (*whole, f".*{PARTIAL}"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -150,6 +177,9 @@ class WorkFolder:
 
     def _journal_path(self, run: Run) -> Path:
         return self.path / f"run-{run.index:04d}.jsonl"
+
+    def _strikes_path(self, run: Run) -> Path:
+        return self.path / f"strikes-{run.index:04d}.jsonl"
 
     def _intact(self, segment: Segment, entry: DoneSegment) -> bool:
         video, carry = self.segment_path(segment), self._carry_path(segment)
@@ -161,6 +191,28 @@ class WorkFolder:
             and sha256_of(video) == entry.sha256
             and sha256_of(carry) == entry.carry_sha256
         )
+
+
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
+    """Appends a line of JSON and waits until it is on disk."""
+    line = json.dumps(entry).encode() + b"\n"
+    with path.open("a+b") as file:
+        # A kill may have torn the last line; what is appended to it would be lost with it.
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _entries(path: Path, kind: type[T]) -> list[T]:
+    """The lines of such a file; one that a kill has torn did not happen."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError, TypeError):
+            found.append(kind(**json.loads(line)))
+    return found
 
 
 @contextmanager
@@ -219,8 +271,19 @@ def read_row(root: Path, fingerprint: str) -> dict[str, Any] | None:
         JobError: the row's file is damaged.
     """
     path = _row_path(root, fingerprint)
-    if not path.is_file():
-        return None
+    return _read(path) if path.is_file() else None
+
+
+def read_rows(root: Path) -> list[dict[str, Any]]:
+    """The rows of all videos, by fingerprint.
+
+    Raises:
+        JobError: a row's file is damaged.
+    """
+    return [_read(path) for path in sorted(root.glob("ledger/*.parquet"))]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:

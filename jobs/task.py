@@ -56,6 +56,14 @@ class Finish(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """What `python -m jobs.NAME` was given, and in which folder."""
+
+    arguments: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class VideoTask:
     """One input on its way to one output.
 
@@ -77,6 +85,7 @@ class VideoTask:
         segment_seconds: longest segment.
         warmup_frames: frames before a segment that starts inside a shot; 0 keeps shots whole.
         settings: the job's settings as JSON values, for the ledger.
+        command: the job's arguments and the folder where they were given, so that somebody can ask for it again.
         notices: what the row of this video must say beside what is found while it is made; not in the fingerprint.
     """
 
@@ -97,6 +106,7 @@ class VideoTask:
     segment_seconds: float = 8
     warmup_frames: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    command: Command | None = None
     notices: tuple[str, ...] = ()
 
     @property

@@ -64,6 +64,17 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(CARDS, card.name, card)
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """One thread for torch, as the pins of tests have: some CPUs add in another order with more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights store of small random networks under the registry's file names, for the real loaders.

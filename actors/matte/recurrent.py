@@ -65,7 +65,7 @@ class RecurrentMatte:
         if not carry or not np.array_equal(carry["geometry"], geometry):
             return None
         r1, r2, r3, r4 = (
-            torch.from_numpy(carry[name].copy()).to(device=self.device, dtype=self.dtype)
+            torch.from_numpy(carry[name].copy()).to(self.device, self.dtype, memory_format=torch.channels_last)
             for name in ("r1", "r2", "r3", "r4")
         )
         return r1, r2, r3, r4

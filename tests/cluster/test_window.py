@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from actors.frames import FrameBatch
 from actors.model import Step
 from actors.pin import build
 from cluster.config import PinSettings
-from cluster.errors import ClusterError
-from cluster.pins import describe, ensure_pins, handle
+from cluster.errors import ClusterError, JobError
+from cluster.pins import await_ready, describe, ensure_pins, handle
 from cluster.window import Stage, Window
 from tests.jobs.command import wait_until
 from tests.models import Trail
@@ -52,11 +53,31 @@ def reference(source: Sequence[FrameBatch], models: int) -> list[np.ndarray]:
 
 def stage(pin: str, model: str, params: Mapping[str, Any] | None = None, *, stateful: bool = True) -> Stage:
     steps = [asdict(Step(model, {}, params or {}))]
-    return Stage(pin, lambda source, state: handle(pin).run.remote(steps, source, state), stateful)
+    return Stage(
+        pin,
+        lambda source, state, call: handle(pin).run.remote(steps, source, state, call),
+        stateful,
+        partial(await_ready, pin),
+    )
+
+
+class Counted:
+    """Strikes in memory; work is given up at the third."""
+
+    def __init__(self) -> None:
+        self.charged: list[str] = []
+
+    def suspect(self, key: str) -> bool:
+        return key in self.charged
+
+    def charge(self, key: str, reason: str) -> None:
+        self.charged.append(key)
+        if self.charged.count(key) == 3:
+            raise JobError(key, reason)
 
 
 def window(stages: Sequence[Stage], on_retry: Callable[[str], None], **more: Any) -> Window:
-    settings: dict[str, Any] = {"size": 3, "timeout_s": 60, "retries": 2, **more}
+    settings: dict[str, Any] = {"size": 3, "timeout_s": 60, "retries": 2, "strikes": Counted(), **more}
     return Window(stages, [None] * len(stages), on_retry=on_retry, **settings)
 
 
@@ -66,7 +87,7 @@ def through(calls: Window, source: Sequence[FrameBatch]) -> list[np.ndarray]:
     for batch in source:
         if calls.full:
             frames.extend(calls.pop().batch.rgb)
-        calls.push(batch)
+        calls.push(batch, f"from {batch.pts[0]}")
     while len(calls):
         frames.extend(calls.pop().batch.rgb)
     return frames
@@ -115,12 +136,15 @@ def test_error_of_an_earlier_pin_is_the_error_of_the_chain() -> None:
     calls.cancel()
 
 
-def test_pin_that_dies_again_and_again_is_given_up_by_name() -> None:
+def test_work_that_a_pin_dies_of_is_charged_alone_and_given_up_after_three_strikes() -> None:
     told = list[str]()
-    calls = window([stage("test-first", "pinned-trail", {"die_at": 0})], told.append, retries=1)
-    with pytest.raises(ClusterError, match="pin test-first: lost, 2 times in a row"):
-        through(calls, batches(1))
-    assert len(told) == 1
+    strikes = Counted()
+    calls = window([stage("test-first", "pinned-trail", {"die_at": 3})], told.append, strikes=strikes)
+    with pytest.raises(JobError, match="from 3: pin test-first was lost while it executed it"):
+        through(calls, batches(3))
+    # Not those before and behind it, whose calls died with it the first time.
+    assert strikes.charged == ["from 3"] * 3
+    assert len(told) == 2
 
 
 def test_answer_that_does_not_come_is_given_up_after_the_timeout(tmp_path: Path) -> None:
@@ -135,7 +159,7 @@ def test_cancelled_calls_that_wait_in_the_pin_never_run(tmp_path: Path) -> None:
     slow = {"sleep_at": 0, "seconds": 1, "once": str(tmp_path / "slept")}
     calls = window([stage("test-first", "pinned-echo", slow, stateful=False)], refuse, size=3)
     for batch in batches(3):
-        calls.push(batch)
+        calls.push(batch, "")
     wait_until((tmp_path / "slept").exists, "the first call to run")
     calls.cancel()
     after = describe("test-first", [], 60)

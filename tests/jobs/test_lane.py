@@ -151,7 +151,7 @@ def test_source_that_changed_after_the_plan_is_refused_by_segment(clip: Path, tm
 def test_lane_model_between_pins_is_refused() -> None:
     steps = (Step("pinned-trail"), Step("trail"), Step("pinned-trail-too"))
     with pytest.raises(UsageError, match="stands between models of pins"):
-        Chain(steps, config_of(), lambda _: None)
+        Chain(steps, config_of(), lambda _: None, None)  # type: ignore[arg-type]
 
 
 def test_batches_stay_under_the_configured_size(clip: Path, tmp_path: Path) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -15,96 +11,19 @@ import ray
 from actors.catalogue import CARDS
 from actors.model import Setup, Step
 from actors.pin import build
-from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
 from cluster.errors import ClusterError
 from cluster.pins import describe, ensure_pins
-from cluster.session import Session, messages_on_stderr
 from cluster.weights import WeightsStore
 from jobs import perform as performing
-from jobs.assemble import assemble
-from jobs.batch import Batch, Outcome
-from jobs.display import Display
-from jobs.perform import perform
+from jobs.batch import Batch
 from jobs.plan import plan_video
 from jobs.progress import Reporter
 from jobs.restage.finish import Restaging
 from jobs.task import VideoTask
-from tests.jobs.inprocess import do_segments, task_of
-from tests.media import Sound, number, read_rgb, write_clip
-
-UPSCALE, RVM = "realesr-animevideov3", "rvm-mobilenetv3"
-PINS = (
-    PinSettings(name="job-upscale", models=(UPSCALE, "pinned-trail", "pinned-echo"), torch_threads=1),
-    PinSettings(name="job-matte", models=(RVM, "pinned-trail-too"), torch_threads=1),
-)
-CONFIG = Config(
-    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=2, retries=1, batch_mib=1))
-)
+from tests.jobs.performing import CONFIG, PINS, RVM, UPSCALE, Performing, clips, tasks_of, undisturbed
+from tests.media import number, read_rgb
 
 pytestmark = pytest.mark.usefixtures("test_models")
-
-
-@dataclass
-class Performed:
-    """What a job said and how its videos ended, by file name."""
-
-    outcomes: dict[str, Outcome]
-    events: list[dict[str, Any]]
-
-    @property
-    def statuses(self) -> dict[str, str]:
-        return {name: outcome.status for name, outcome in self.outcomes.items()}
-
-    @property
-    def notes(self) -> list[str]:
-        return [event["text"] for event in self.events if event["event"] == "note"]
-
-
-Performing = Callable[..., Performed]
-
-
-@pytest.fixture
-def performed(local_ray: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Performing:
-    """`perform` on the Ray that all tests share."""
-
-    @contextmanager
-    def connected() -> Iterator[Session]:
-        with messages_on_stderr():
-            yield local_ray
-
-    monkeypatch.setattr(performing, "connect", connected)
-
-    def run(tasks: Sequence[VideoTask], config: Config = CONFIG, *, allow_skew: bool = False) -> Performed:
-        capsys.readouterr()
-        outcomes = perform(tasks, config, Display("json"), allow_skew=allow_skew)
-        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        return Performed({outcome.task.source.name: outcome for outcome in outcomes}, events)
-
-    return run
-
-
-def clips(folder: Path, *names: str, frames: int = 36) -> list[Path]:
-    """Clips of three seconds whose frame numbers go on from one to the next."""
-    return [
-        write_clip(folder / name, frames=frames, rate=12, width=64, height=48, sounds=(Sound(),), first=100 * i).path
-        for i, name in enumerate(names)
-    ]
-
-
-def tasks_of(folder: Path, output: str, *names: str, steps: tuple[Step, ...] = ()) -> list[VideoTask]:
-    sources = [folder / name for name in names]
-    if missing := [source.name for source in sources if not source.exists()]:
-        clips(folder, *missing)
-    return [replace(task_of(source, folder / output, CONFIG), steps=steps) for source in sources]
-
-
-def undisturbed(task: VideoTask, folder: Path) -> bytes:
-    """The file that one process makes, its pinned models in the lane."""
-    alone = replace(task, root=folder / ".troupe", output=folder / "alone.mp4")
-    plan = plan_video(alone)
-    do_segments(alone, plan, CONFIG)
-    assemble(alone, plan)
-    return alone.output.read_bytes()
 
 
 def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
@@ -116,6 +35,7 @@ def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
         monkeypatch.setitem(CARDS, model, replace(card, resident=False, load=lambda _, m=loaded: m))
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 def test_second_job_uses_the_loaded_models_and_both_equal_one_process(
     performed: Performing, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,70 @@
+"""Batches of small clips performed on the Ray that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from actors.model import Step
+from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from jobs.assemble import assemble
+from jobs.batch import Outcome
+from jobs.plan import plan_video
+from jobs.task import VideoTask
+from tests.jobs.inprocess import do_segments, task_of
+from tests.media import Sound, write_clip
+
+UPSCALE, RVM = "realesr-animevideov3", "rvm-mobilenetv3"
+PINS = (
+    PinSettings(name="job-upscale", models=(UPSCALE, "pinned-trail", "pinned-echo"), torch_threads=1),
+    PinSettings(name="job-matte", models=(RVM, "pinned-trail-too"), torch_threads=1),
+)
+CONFIG = Config(
+    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=2, retries=1, batch_mib=1))
+)
+
+
+@dataclass
+class Performed:
+    """What a job said and how its videos ended, by file name."""
+
+    outcomes: dict[str, Outcome]
+    events: list[dict[str, Any]]
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {name: outcome.status for name, outcome in self.outcomes.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        return [event["text"] for event in self.events if event["event"] == "note"]
+
+
+#: `performed(tasks, config, allow_skew=…)`, a fixture.
+Performing = Callable[..., Performed]
+
+
+def clips(folder: Path, *names: str, frames: int = 36) -> list[Path]:
+    """Clips of three seconds whose frame numbers go on from one to the next."""
+    return [
+        write_clip(folder / name, frames=frames, rate=12, width=64, height=48, sounds=(Sound(),), first=100 * i).path
+        for i, name in enumerate(names)
+    ]
+
+
+def tasks_of(folder: Path, output: str, *names: str, steps: tuple[Step, ...] = ()) -> list[VideoTask]:
+    sources = [folder / name for name in names]
+    if missing := [source.name for source in sources if not source.exists()]:
+        clips(folder, *missing)
+    return [replace(task_of(source, folder / output, CONFIG), steps=steps) for source in sources]
+
+
+def undisturbed(task: VideoTask, folder: Path) -> bytes:
+    """The file that one process makes, its pinned models in the lane."""
+    alone = replace(task, root=folder / ".troupe", output=folder / "alone.mp4")
+    plan = plan_video(alone)
+    do_segments(alone, plan, CONFIG)
+    assemble(alone, plan)
+    return alone.output.read_bytes()
