@@ -30,16 +30,17 @@ from actors.frames import FrameBatch
 from actors.model import Step
 from bench.environment import as_users_have
 from bench.fakes import FIRST, SECOND, faking
+from bench.restage import say
 from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
-from cluster.session import FREE_OBJECTS, connect
+from cluster.session import FREE_OBJECTS, connect, use_token
 from jobs.plan import Segment
 from jobs.strikes import RunStrikes
 
 _ROOT = Path(__file__).resolve().parents[1]
-_MIB = 2**20
+_MB = 10**6
 #: Where batches go: a local Ray of Troupe, a cluster of `ray start` with its settings, one without.
 PLACES = ("local", "started", "bare")
-GOAL_MIB = 400.0
+GOAL_MB = 400.0
 _SAMPLE_SECONDS = 0.002
 _START_SECONDS = 60
 _END_SECONDS = 30
@@ -53,20 +54,20 @@ class Row:
     """What was measured in one place.
 
     Attributes:
-        batches, batch_mib: how many went through, and how large they are.
+        batches, batch_mb: how many went through, and how large they are.
         batches_per_s: how fast.
-        peak_mib, peak_objects: most that the store held at a time.
-        spilled_mib: what it wrote to disk.
+        peak_mb, peak_objects: most that the store held at a time.
+        spilled_mb: what it wrote to disk.
         samples: how often it was asked.
     """
 
     place: str
     batches: int
-    batch_mib: float
+    batch_mb: float
     batches_per_s: float
-    peak_mib: float
+    peak_mb: float
     peak_objects: int
-    spilled_mib: float
+    spilled_mb: float
     samples: int
 
 
@@ -105,9 +106,8 @@ class StoreSampler:
             self.samples += 1
 
 
-def measure(place: str, batches: int, mib: float) -> Row:
+def measure(place: str, batches: int, mb: float) -> Row:
     """Sends batches through two pins of the Ray at RAY_ADDRESS, or of one that is started for it."""
-    # Imports Ray, which reads the token's settings once: `connect` must be first where they count.
     with connect(num_cpus=2), faking():
         from actors.pin import build
         from cluster.pins import describe, ensure_pins
@@ -116,7 +116,7 @@ def measure(place: str, batches: int, mib: float) -> Row:
         for pin, model in zip(_PINS, (FIRST, SECOND), strict=True):
             describe(pin.name, [asdict(Step(model))], 60)
         pixels = 3 * _SIZE[0] * _SIZE[1]
-        frames = max(1, round(mib * _MIB / pixels))
+        frames = max(1, round(mb * _MB / pixels))
         _through(2, frames)
         with StoreSampler() as store:
             begun = time.perf_counter()
@@ -125,11 +125,11 @@ def measure(place: str, batches: int, mib: float) -> Row:
         return Row(
             place,
             batches,
-            frames * pixels / _MIB,
+            frames * pixels / _MB,
             batches / seconds,
-            store.peak_bytes / _MIB,
+            store.peak_bytes / _MB,
             store.peak_objects,
-            store.spilled_bytes / _MIB,
+            store.spilled_bytes / _MB,
             store.samples,
         )
 
@@ -206,25 +206,20 @@ def _address(ray: subprocess.Popen[Any], folder: Path) -> str:
     return address
 
 
-def measure_apart(place: str, batches: int, mib: float) -> Row:
+def measure_apart(place: str, batches: int, mb: float) -> Row:
     """The same in a process of its own, on the Ray of that place."""
     if place == "local":
-        return _child({}, place, batches, mib)
+        return _child({}, place, batches, mb)
     settings = {f"RAY_{name}": str(value) for name, value in FREE_OBJECTS.items()} if place == "started" else {}
     with started_ray(settings) as address:
-        return _child({"RAY_ADDRESS": address}, place, batches, mib)
+        return _child({"RAY_ADDRESS": address}, place, batches, mb)
 
 
-def _child(environment: dict[str, str], place: str, batches: int, mib: float) -> Row:
-    command = [sys.executable, "-m", "bench.store", "--here", place, "--batches", str(batches), "--mib", str(mib)]
-    ran = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=_ROOT,
-        check=True,
-        env={**as_users_have(), "PYTHONPATH": str(_ROOT), **environment},
-    )
+def _child(environment: dict[str, str], place: str, batches: int, mb: float) -> Row:
+    command = [sys.executable, "-m", "bench.store", "--here", place, "--batches", str(batches), "--mb", str(mb)]
+    environment = {**as_users_have(), "PYTHONPATH": str(_ROOT), **environment}
+    use_token(environment)
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT, check=True, env=environment)
     return Row(**json.loads(ran.stdout.splitlines()[-1]))
 
 
@@ -233,12 +228,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.store", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--on", nargs="+", choices=PLACES, default=("local", "started"), help="local and started")
     parser.add_argument("--batches", type=int, default=200, help="how many (200)")
-    parser.add_argument("--mib", type=float, default=10, help="size of a batch (10)")
+    parser.add_argument("--mb", type=float, default=10, help="size of a batch (10)")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     parser.add_argument("--here", choices=PLACES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.batches < 1 or args.mib <= 0:
-        parser.error("--batches and --mib must be positive")
+    if args.batches < 1 or args.mb <= 0:
+        parser.error("--batches and --mb must be positive")
     return args
 
 
@@ -246,17 +241,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures in every place, each in a process of its own, and prints the rows."""
     args = arguments(argv)
     if args.here:
-        print(json.dumps(asdict(measure(args.here, args.batches, args.mib))))
+        print(json.dumps(asdict(measure(args.here, args.batches, args.mb))))
         return
-    rows = [asdict(measure_apart(place, args.batches, args.mib)) | {"goal_mib": GOAL_MIB} for place in args.on]
+    rows = []
+    for place in args.on:
+        say(f"{place}: {args.batches} batches")
+        rows.append(asdict(measure_apart(place, args.batches, args.mb)) | {"goal_mb": GOAL_MB})
     if args.json:
         print(json.dumps({"cores": len(os.sched_getaffinity(0)), "rows": rows}, indent=2))
         return
     for row in rows:
         print(
-            f"{row['place']:<8} {row['batches']} batches of {row['batch_mib']:.1f} MiB, "
-            f"{row['batches_per_s']:.1f} a second: peak {row['peak_mib']:.0f} MiB (goal {GOAL_MIB:.0f}), "
-            f"{row['peak_objects']} objects, {row['spilled_mib']:.0f} MiB spilled"
+            f"{row['place']:<8} {row['batches']} batches of {row['batch_mb']:.1f} MB, "
+            f"{row['batches_per_s']:.1f} a second: peak {row['peak_mb']:.0f} MB (goal {GOAL_MB:.0f}), "
+            f"{row['peak_objects']} objects, {row['spilled_mb']:.0f} MB spilled"
         )
 
 
