@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.frames import FrameBatch
+from bench.compare import light_frames
 from bench.environment import run_as_pin
 from bench.job import Job, Probe, staying_ray
 from bench.load import Served, frames_of, quantile
@@ -103,7 +104,8 @@ class Asking(Probe):
 
 def compare(bench: Bench, case: Case, ray: int, share: float) -> Iterator[Row]:
     """A row per layout."""
-    clip = bench.clip(bench.frames if case.name == "heavy" else 10 * bench.frames, case.size)
+    frames = bench.frames if case.name == "heavy" else light_frames(bench)
+    clip = bench.clip(frames, case.size)
     jobs = {layout: bench.job(case, clip, layout) for layout in LAYOUTS}
     pace: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
     memory: dict[str, list[Row]] = {layout: [] for layout in LAYOUTS}
@@ -124,7 +126,7 @@ def compare(bench: Bench, case: Case, ray: int, share: float) -> Iterator[Row]:
         yield {
             "pins": layout,
             "networks": case.label,
-            "frames": bench.frames,
+            "frames": frames,
             "fps": statistics.median(pace[layout]),
             "of_each": statistics.median(a / b for a, b in zip(pace[layout], pace["each"], strict=True)),
             **{key: statistics.median(one[key] for one in memory[layout]) for key in memory[layout][0]},

@@ -3,8 +3,8 @@
     python -m bench.priority             fake models of 50 ms a call, two batch jobs
     python -m bench.priority --real      upscaling and matting as they are, one pin saturated at a time
 
-A request waits for the turn in progress, for requests before it and for batch's small ageing share. `ideal` is that
-alone, computed for the very moments at which the requests came: no scheduler that lets a turn end can do better.
+A request waits for the turn in progress, for requests before it and for batch's small ageing share. `ideal` is the
+first two alone, computed for the very moments at which the requests came: nobody who lets turns end can do better.
 Waits are the pin's own, from a call's arrival in the replica to its first turn. Run it on a quiet machine.
 """
 
@@ -48,7 +48,8 @@ _SLACK_SECONDS = 0.03
 def against_fakes(args: argparse.Namespace) -> Iterator[Row]:
     """Two rows: a stream of requests, and a burst of them."""
     frame = 1000 * _CALL_SECONDS / args.frames
-    settings = PinSettings(name="bench-priority", models=(FIRST,))
+    settings = PinSettings(name="bench-priority", models=(FIRST,), max_call_ms=args.max_call_ms)
+    turn = frame / 1000 * min(args.frames, max(1, args.max_call_ms // frame))
     batch = frames_of(args.frames, (64, 48))
     target = Target(settings.name, (Step(FIRST, {}, {"ms": frame}),), batch, batch)
     with faking():
@@ -64,7 +65,7 @@ def against_fakes(args: argparse.Namespace) -> Iterator[Row]:
         "requests": len(served),
         "rate_per_s": rate,
         **_waits(served),
-        "ideal": _milliseconds(ideal_waits(served, _CALL_SECONDS)),
+        "ideal": _milliseconds(ideal_waits(served, _CALL_SECONDS, turn)),
         "goal_wait_p95_ms": 1000 * (_CALL_SECONDS + _SLACK_SECONDS),
         "batch_kept": kept,
         "goal_batch_kept": 0.85,
@@ -93,7 +94,9 @@ def against_models(args: argparse.Namespace, store: WeightsStore) -> Iterator[Ro
         "matte": Step(MATTE, {}, {"long_side": max(args.size)}),
     }
     for name, step in chosen.items():
-        settings = PinSettings(name=f"bench-{name}", models=(step.model,), torch_threads=args.threads)
+        settings = PinSettings(
+            name=f"bench-{name}", models=(step.model,), torch_threads=args.threads, max_call_ms=args.max_call_ms
+        )
         target = Target(settings.name, (step,), frames_of(args.frames, args.size), frames_of(1, args.size))
         _deploy(settings, target)
         asking = _requests(target)
@@ -118,14 +121,14 @@ def against_models(args: argparse.Namespace, store: WeightsStore) -> Iterator[Ro
         }
 
 
-def ideal_waits(served: Sequence[Served], call: float) -> list[float]:
-    """Waits of these requests in a pin that takes `call` seconds for each, always has batch calls of as many, and
-    gives the next turn to a request if there is one."""
+def ideal_waits(served: Sequence[Served], call: float, turn: float) -> list[float]:
+    """Waits of these requests in a pin that takes `call` seconds for each, has batch turns of `turn` seconds without
+    end, and gives the next turn to a request if there is one."""
     free, waits = 0.0, []
     for arrived in sorted(one.ended - one.latency for one in served):
-        # Whenever nobody asked, another batch call has begun.
+        # Whenever nobody asked, another turn of batch has begun.
         if free < arrived:
-            free += call * np.ceil((arrived - free) / call)
+            free += turn * np.ceil((arrived - free) / turn)
         waits.append(float(free - arrived))
         free += call
     return waits
@@ -202,6 +205,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--frames", type=int, help="of a call; of a batch call with --real, where requests have one (5)"
     )
+    most = PinSettings.model_fields["max_call_ms"].default
+    parser.add_argument("--max-call-ms", type=float, default=most, help=f"longest turn of a call ({most:g})")
     parser.add_argument("--size", type=parse_size, default=(192, 144), help="of frames with --real (192x144)")
     parser.add_argument("--threads", type=int, default=0, help="torch's with --real (0: one a core)")
     parser.add_argument("--seed", type=int, default=5, help="of the moments at which requests come (5)")
@@ -209,8 +214,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.requests = args.requests or (60 if args.real else 600)
     args.frames = args.frames or 5
-    if min(args.requests, args.burst, args.frames) < 1 or not 0 < args.share < 1:
-        parser.error("--requests, --burst and --frames must be positive, --share between 0 and 1")
+    if min(args.requests, args.burst, args.frames) < 1 or args.max_call_ms <= 0 or not 0 < args.share < 1:
+        parser.error("--requests, --burst, --frames and --max-call-ms must be positive, --share between 0 and 1")
     return args
 
 
