@@ -36,15 +36,15 @@ def _load(_: Setup) -> Model:
 
 
 FIRST, SECOND = "bench-first", "bench-second"
-_CARDS = (
-    Card(FIRST, "upscale", (), resident=True, load=_load, stateful=True),
-    Card(SECOND, "matte", (), resident=True, load=_load, stateful=True),
-)
+_CARDS = {
+    FIRST: Card(FIRST, "upscale", (), resident=True, load=_load, stateful=True),
+    SECOND: Card(SECOND, "matte", (), resident=True, load=_load, stateful=True),
+}
 
 
 def install() -> None:
     """Adds the fakes to the catalogue of this process."""
-    CARDS.update({card.name: card for card in _CARDS})
+    CARDS.update(_CARDS)
 
 
 class FakePin(pin.Pin):
@@ -57,7 +57,6 @@ class FakePin(pin.Pin):
 
 @contextmanager
 def faking() -> Iterator[None]:
-    """Pins that are built here know the fakes, and so does this process, for good."""
-    install()
-    with mock.patch.object(pin, "Pin", FakePin):
+    """Pins that are built here know the fakes, and so does this process meanwhile."""
+    with mock.patch.dict(CARDS, _CARDS), mock.patch.object(pin, "Pin", FakePin):
         yield

@@ -7,12 +7,14 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ray import serve as ray_serve
 
 from actors.catalogue import CARDS
 from actors.model import Step
@@ -42,9 +44,12 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtur
 
 
 @pytest.fixture(scope="module")
-def pins(local_ray: object) -> None:  # noqa: ARG001 - it must be there
+def pins(local_ray: object) -> Iterator[None]:  # noqa: ARG001 - it must be there
     """They are there before the first job and after the last, as on a cluster."""
     ensure_pins(PINS, build)
+    yield
+    for pin in PINS:
+        ray_serve.delete(pin.name)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from ray import serve as ray_serve
 
 from actors.catalogue import CARDS
 from actors.frames import FrameBatch
@@ -207,6 +208,7 @@ def twice(local_ray: object) -> Iterator[None]:  # noqa: ARG001 - it must be the
     """A pin of two replicas."""
     ensure_pins([TWICE], build)
     yield
+    ray_serve.delete(TWICE.name)
 
 
 @pytest.mark.soak
