@@ -165,7 +165,8 @@ def _kept(served: Sequence[Served], batch: Sequence[Served]) -> float:
 
 
 def _origin(store: WeightsStore, model: str) -> str:
-    return "official weights" if store.find(model).official else "random weights"
+    linked = all(store.find(name).path.is_symlink() for name in card(model).weights)
+    return "weights of the store" if linked else "random weights"
 
 
 def _stored(folder: Path, size: tuple[int, int]) -> WeightsStore:
