@@ -256,15 +256,20 @@ class Job:
         item = Input(self.clip, output / "result.mp4")
         return ingest.task(item, ingest.look(item))
 
-    def run(self, name: str, ray_pid: int) -> tuple[Timeline, Path]:
+    def run(self, name: str, ray_pid: int, probe: Probe | None = None) -> tuple[Timeline, Path]:
         """Runs it on the Ray that RAY_ADDRESS names; returns what it took, and the result.
+
+        Args:
+            name: of this run.
+            ray_pid: the process of that Ray.
+            probe: what looks on, if it does more than note the times.
 
         Raises:
             RuntimeError: the video failed; the text says why.
         """
         from jobs.perform import perform  # imports Ray, which reads the token's settings once, when it is imported
 
-        probe = Probe(ray_pid)
+        probe = probe or Probe(ray_pid)
         timeline = probe.timeline
         timeline.begun = time.perf_counter()
         task = self.task(name)

@@ -55,14 +55,18 @@ def pss_by_name(root: int) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for process in tree(root):
-        try:
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended since
-        # A process that is ending still has a file, but no memory.
-        kib = [int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")]
-        sizes[process.name] = sizes.get(process.name, 0) + sum(kib) * 1024
+        sizes[process.name] = sizes.get(process.name, 0) + pss_bytes(process.pid)
     return sizes
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size of one process in bytes; 0 when it is no more."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # A process that is ending still has a file, but no memory.
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
 
 
 def _read(folder: Path) -> tuple[int, Process] | None:

@@ -150,11 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         if args.keep:
             folder = tempfile.mkdtemp(prefix="troupe-bench-")
-            _say(f"everything is kept in {folder}")
+            say(f"everything is kept in {folder}")
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-bench-"))
         bench = Bench(
-            Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, args.heavy, _say
+            Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, args.heavy, say
         )
         rows = list(measure(bench, args.part, args.networks, args.seconds, args.settle))
     if args.json:
@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(facts, rows))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tells what is going on."""
     print(text, file=sys.stderr, flush=True)
 
 

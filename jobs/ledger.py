@@ -165,8 +165,10 @@ class WorkFolder:
 
     def remove_segments(self) -> None:
         """Removes segments, carries, journals and what they were assembled in, of a video that is assembled or is to be
-        redone from the start. The plan stays, and with it the copy of a transport stream that it was made of."""
-        for pattern in ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", _STRIKES, "sound.mp4", "joined.mp4"):
+        redone from the start, and what killed lanes left half written. The plan stays, and with it the copy of a
+        transport stream that it was made of."""
+        whole = ("[0-9]*.mp4", "[0-9]*.npz", "run-*.jsonl", _STRIKES, "sound.mp4", "joined.mp4")
+        for pattern in (*whole, f".*{PARTIAL}"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 

@@ -20,7 +20,8 @@ class Trail:
 
     Params that make it misbehave, each at the batch that holds the frame with this time in ticks: `die_at` ends the
     process, `raise_at` raises ValueError, `sleep_at` sleeps for `seconds`; with `once`, the path of a file that it
-    makes then, only while that file is not there; with `while`, only while that file is there.
+    makes then, only while that file is not there; with `while`, only while that file is there. With `pause` every
+    frame takes that many seconds more.
 
     Carry:
         trail: uint16 [H,W,3].
@@ -49,6 +50,7 @@ class Echo:
 
 
 def _misbehave(batch: FrameBatch, params: Mapping[str, Any]) -> None:
+    time.sleep(params.get("pause", 0) * len(batch))
     for act in ("die_at", "raise_at", "sleep_at"):
         if params.get(act) not in batch.pts.tolist():
             continue

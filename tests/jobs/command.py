@@ -18,7 +18,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 #: Nothing here may take as long; a machine so slow fails loudly instead of hanging.
 PATIENCE = 240.0
-_MARK = "TROUPE_TEST_MARK"
+#: Name of the environment variable that a command's descendants inherit.
+MARK = "TROUPE_TEST_MARK"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env={**clean, "PYTHONPATH": str(ROOT), _MARK: self._mark, **(environment or {})},
+            env={**clean, "PYTHONPATH": str(ROOT), MARK: self._mark, **(environment or {})},
             start_new_session=True,
         )
 
@@ -74,7 +75,7 @@ class Command:
 
     def living(self) -> list[str]:
         """Command lines of its living descendants: the mark is in the environment that they inherited."""
-        wanted = f"{_MARK}={self._mark}".encode()
+        wanted = f"{MARK}={self._mark}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from actors.frames import FrameBatch
 from actors.model import Model, Setup, Step
 from actors.video.decode import Decoder
 from actors.video.scan import Scan
-from actors.video.yuv import YuvConverter
 from cluster.errors import JobError, MediaError, UsageError
 from jobs.chain import Chain
 from jobs.lane import run_segments
@@ -26,41 +25,12 @@ from jobs.ledger import WorkFolder
 from jobs.plan import Plan, make_plan, plan_video
 from jobs.task import VideoTask
 from tests.jobs.inprocess import config_of, do_segments, task_of
+from tests.jobs.recording import Recorder, Recording, assert_same
 from tests.media import write_clip
 
 RATE, SECONDS, CUT = 6, 9, 32
 SIZE = 64, 48
 RVM_PARAMS = {"long_side": 48}
-
-
-@dataclass
-class Recording:
-    """A job's last step that keeps what the chain made: RGB and alpha by pts."""
-
-    size: tuple[int, int] = SIZE
-    frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-
-    def open(self, scan: Scan) -> Recorder:  # noqa: ARG002
-        return Recorder(self)
-
-    def identity(self) -> Mapping[str, Any]:
-        return {}
-
-
-class Recorder:
-    def __init__(self, kept: Recording) -> None:
-        self._kept, self._convert = kept, YuvConverter(*kept.size)
-
-    def compose(self, batch: FrameBatch) -> Iterator[av.VideoFrame]:
-        for i, pts in enumerate(batch.pts.tolist()):
-            assert pts not in self._kept.frames, "a frame came twice"
-            layers = [batch.rgb[i]] if batch.alpha is None else [batch.rgb[i], batch.alpha[i][..., None]]
-            self._kept.frames[pts] = np.concatenate(layers, -1)
-            frame = self._convert.convert(batch.rgb[i])
-            frame.pts = pts
-            yield frame
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +61,9 @@ def one_call(clip: Path, rvm: Model, tmp_path_factory: pytest.TempPathFactory) -
 
 def prepared(clip: Path, output: Path, steps: tuple[Step, ...], segment_seconds: float = 1) -> tuple[VideoTask, Plan]:
     """A task that records its frames, and its plan with a cut."""
-    task = replace(task_of(clip, output, config_of(segment_seconds=segment_seconds)), steps=steps, finish=Recording())
+    task = replace(
+        task_of(clip, output, config_of(segment_seconds=segment_seconds)), steps=steps, finish=Recording(SIZE)
+    )
     task = replace(task, segment_seconds=segment_seconds)
     found = plan_video(task).scan
     found.diff[CUT], found.corr[CUT] = 60, 0.1
@@ -105,12 +77,6 @@ def whole(plan: Plan, model: Model, task: VideoTask, params: Mapping[str, Any]) 
     batch, _ = model(FrameBatch(rgb, plan.scan.pts, np.arange(len(rgb)) == CUT), {}, params)
     layers = [batch.rgb] if batch.alpha is None else [batch.rgb, batch.alpha[..., None]]
     return dict(zip(plan.scan.pts.tolist(), np.concatenate(layers, -1), strict=True))
-
-
-def assert_same(found: Mapping[int, NDArray[np.uint8]], expected: Mapping[int, NDArray[np.uint8]]) -> None:
-    assert list(found) == list(expected), "frames are missing or out of order"
-    for pts, frame in expected.items():
-        np.testing.assert_array_equal(found[pts], frame, err_msg=f"frame at {pts}")
 
 
 @pytest.mark.parametrize("batch_frames", [1, 3, 8])
