@@ -48,7 +48,7 @@ _SLACK_SECONDS = 0.03
 def against_fakes(args: argparse.Namespace) -> Iterator[Row]:
     """Two rows: a stream of requests, and a burst of them."""
     frame = 1000 * _CALL_SECONDS / args.frames
-    settings = PinSettings(name="bench-priority", models=(FIRST,), max_call_ms=args.max_call_ms)
+    settings = PinSettings(name="bench-priority", models=(FIRST,), num_gpus=0, max_call_ms=args.max_call_ms)
     turn = frame / 1000 * min(args.frames, max(1, args.max_call_ms // frame))
     batch = frames_of(args.frames, (64, 48))
     target = Target(settings.name, (Step(FIRST, {}, {"ms": frame}),), batch, batch)

@@ -46,7 +46,11 @@ _START_SECONDS = 60
 _END_SECONDS = 30
 #: Width and height of a frame; the batch has as many as fit.
 _SIZE = 640, 360
-_PINS = (PinSettings(name="bench-first", models=(FIRST,)), PinSettings(name="bench-second", models=(SECOND,)))
+#: Fakes need no card, and have no measured share of one.
+_PINS = (
+    PinSettings(name="bench-first", models=(FIRST,), num_gpus=0),
+    PinSettings(name="bench-second", models=(SECOND,), num_gpus=0),
+)
 
 
 @dataclass(frozen=True, slots=True)
