@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis  # noqa: F401 - here, because pytest would import it at the end, among threads that format tracebacks
 import pytest
 
 if TYPE_CHECKING:
