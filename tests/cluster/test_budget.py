@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.budget import MARGIN, Budget, blocked_by_packing, make_budget, share_of
+from cluster.budget import MARGIN, Budget, make_budget, share_of
 from cluster.cards import Card
 from cluster.config import PINS, PinSettings, frame_size
+from cluster.packing import blocked_by_packing
 from cluster.profiles import Figure, Figures, Profile, shipped_profile
 from cluster.tables import budget_lines, budget_values
 
