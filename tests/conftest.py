@@ -22,6 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_COUNTS] = {}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests and the commands that they run do not use the cache of the user, nor join the Ray that `troupe up` left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def soak_count(request: pytest.FixtureRequest) -> SoakCount:
     """`soak_count(reduced, full)`: how many rounds a soak test does, in full when TROUPE_SOAK=full (`make soak`).
