@@ -286,7 +286,7 @@ class Pin:
 
 
 def _fence(share: float) -> None:
-    """Makes the share real: an allocation beyond it fails here, not in a neighbour's process. The context is part of it."""
+    """Makes the share, context included, real: an allocation beyond it fails here, not in a neighbour's process."""
     import torch
 
     context = figures_for(torch.cuda.get_device_name(0), os.environ).context_mib * 2**20

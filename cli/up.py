@@ -14,6 +14,7 @@ from rich.console import Console
 from actors.catalogue import card
 from cli.manners import exit_codes
 from cli.plan import local_budget
+from cluster.cards import local_cards
 from cluster.config import Config, PinSettings, load_config
 from cluster.preflight import check_cpus, check_gpus, gpu_budget
 from cluster.room import Room, survey
@@ -67,6 +68,7 @@ def down(config: ConfigOption = None) -> None:
 
 
 def _bring_up(config: Config, say: Say) -> None:
+    local_cards(os.environ)  # a sleeping card takes a second to answer: not when a refusal is waited for
     with connect() as session, messages_on_stderr():
         before = survey()
         _refuse(config, before)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 _QUERY = "--query-gpu=name,memory.total,memory.reserved,memory.used"
 _SECONDS = 10  # a driver that has to wake a card takes two
@@ -27,9 +28,24 @@ class Card:
 
 
 def local_cards(environ: Mapping[str, str]) -> tuple[Card, ...]:
-    """This machine's cards in the driver's order; none without a driver, or when CUDA_VISIBLE_DEVICES hides all."""
-    program = shutil.which("nvidia-smi")
-    if program is None or environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    """This machine's cards in the driver's order, those that CUDA_VISIBLE_DEVICES leaves; none without a driver.
+
+    A process asks the driver once.
+    """
+    cards = _ask(environ.get("PATH", ""))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return cards
+    named = [part.strip() for part in visible.split(",")]
+    if not all(part.isdecimal() for part in named if not part.startswith("-")) and visible:
+        return cards  # UUIDs, or slices of a card: which they are only CUDA knows
+    return tuple(cards[int(part)] for part in named if part.isdecimal() and int(part) < len(cards))
+
+
+@cache
+def _ask(path: str) -> tuple[Card, ...]:
+    program = shutil.which("nvidia-smi", path=path)
+    if program is None:
         return ()
     command = [program, _QUERY, "--format=csv,noheader,nounits"]
     try:

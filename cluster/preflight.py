@@ -52,7 +52,7 @@ def check_cpus(settings: BatchSettings, pins: Sequence[PinSettings], lanes: int,
     cpus, gpus = sum(room.cpus.values()), sum(room.gpus.values())
     parts = {f"pin {pin.name}": pin.num_cpus * replicas_of(pin, gpus) for pin in pins}
     if lanes:
-        parts |= {f"{lanes} lanes": lanes * settings.lane_cpus, "planning and assembly": _TASKS * settings.lane_cpus}
+        parts |= {_lanes(lanes): lanes * settings.lane_cpus, "planning and assembly": _TASKS * settings.lane_cpus}
     held = room.held_cpus(without=[pin.name for pin in pins])
     if held:
         parts["held by others"] = held
@@ -75,7 +75,7 @@ def check_store(session: Session, settings: BatchSettings, pins: Sequence[PinSet
     """
     # Each stage of each lane holds a window of batches, coming in and going out; Ray frees them within 50 ms.
     parts = {
-        f"{lanes} lanes x {settings.window + 1} batches x {settings.batch_mib} MiB, {where}": float(
+        f"{_lanes(lanes)} x {settings.window + 1} batches x {settings.batch_mib} MiB, {where}": float(
             lanes * (settings.window + 1) * settings.batch_mib
         )
         for where in ("decoded", *(f"from pin {pin.name}" for pin in pins))
@@ -84,7 +84,7 @@ def check_store(session: Session, settings: BatchSettings, pins: Sequence[PinSet
     if pins and held > store / 2:
         raise RoomError(
             "object store",
-            f"{held:g} MiB of frames would be on their way, more than half of its {store} MiB",
+            f"{held:.0f} MiB of frames would be on their way, more than half of its {store} MiB",
             _sum_lines("MiB", parts, store / 2),
             remedy="lower troupe.batch.lanes, window or batch_mib, or give Ray a larger object store",
         )
@@ -170,7 +170,11 @@ def card_of(room: Room, environ: Mapping[str, str]) -> tuple[Card, bool]:
     return Card(shipped.device, shipped.total_mib), True
 
 
+def _lanes(count: int) -> str:
+    return f"{count} lane{'s' * (count != 1)}"
+
+
 def _sum_lines(unit: str, parts: Mapping[str, float], limit: float) -> list[str]:
-    rows = [(name, f"{value:g}") for name, value in parts.items()]
+    rows = [(name, f"{value:.10g}") for name, value in parts.items()]
     total = round(sum(parts.values()), 4)
-    return as_table(("", unit), [*rows, ("in all", f"{total:g}"), ("at most", f"{limit:g}")])
+    return as_table(("", unit), [*rows, ("in all", f"{total:.10g}"), ("at most", f"{limit:.10g}")])

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.catalogue import card
 from cluster.callboard import Callboard
+from cluster.cards import local_cards
 from cluster.config import Config, PinSettings, lane_count
 from cluster.errors import ClusterError
 from cluster.identity import code_hash
@@ -42,6 +43,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         ClusterError: it does not fit, a pin does not come up, or a pin is not what this job expects.
     """
     outcomes: list[Outcome] = []
+    local_cards(os.environ)  # a sleeping card takes a second to answer: not when a refusal is waited for
     with connect() as session, messages_on_stderr():
         lanes = lane_count(config.troupe.batch, session.cpus)
         pins = needed_pins(tasks, config)

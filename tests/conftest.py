@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis  # noqa: F401 - here, because pytest would import it at the end, among threads that format tracebacks
 import pytest
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ _COUNTS = pytest.StashKey[dict[str, str]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Where soak tests write down what they did."""
     config.stash[_COUNTS] = {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests and the commands that they run do not use the cache of the user, nor join the Ray that `troupe up` left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -109,6 +118,8 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         patch.setenv("TROUPE_WEIGHTS", str(tiny_weights))
+        # Calls that tests cancel or let fail are nobody's to look at.
+        patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
         ray.init(
             address="local",

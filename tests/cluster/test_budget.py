@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.budget import MARGIN, Budget, blocked_by_packing, make_budget, share_of
-from cluster.cards import Card, parse_cards
+from cluster.budget import MARGIN, Budget, make_budget, share_of
+from cluster.cards import Card
 from cluster.config import PINS, PinSettings, frame_size
+from cluster.packing import blocked_by_packing
 from cluster.profiles import Figure, Figures, Profile, shipped_profile
 from cluster.tables import budget_lines, budget_values
 
@@ -259,8 +260,3 @@ def test_budget_needs_neither_ray_nor_torch() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_cards_are_read_as_the_driver_tells_them() -> None:
-    text = "NVIDIA GeForce RTX 3060, 12288, 252, 812\nOdd, Name, 8192, [N/A], 5\nNo devices were found\n"
-    assert parse_cards(text) == (Card("NVIDIA GeForce RTX 3060", 12036, 812), Card("Odd, Name", 8192, 5))

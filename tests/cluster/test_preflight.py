@@ -121,7 +121,7 @@ def test_object_store_that_the_window_would_fill_is_refused_with_the_sum() -> No
         check_room(replace(SMALL, object_store_bytes=GIB), BatchSettings(batch_mib=64), PINS, 1, room(), None)
     text = str(refused.value)
     assert "object store: 768 MiB of frames would be on their way, more than half of its 1024 MiB" in text
-    assert "1 lanes x 4 batches x 64 MiB, from pin matte" in text
+    assert "1 lane x 4 batches x 64 MiB, from pin matte" in text
 
 
 def test_a_job_without_pins_needs_no_object_store() -> None:
