@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.manners import exit_codes, print_json
-from cluster.budget import Budget, make_budget
+from cluster.budget import Budget, make_budget, replicas_of
 from cluster.cards import Card, local_cards
 from cluster.config import Config, lane_count, load_config
 from cluster.errors import Exit, RoomError
@@ -82,7 +82,7 @@ def _chosen(here: Card | None, name: str | None, memory_mib: int | None) -> tupl
 def _cpu_problem(config: Config, gpus: int) -> RoomError | None:
     """Why all pins and a job's lanes do not fit on this machine's CPUs, as Ray counts them."""
     cpus = os.cpu_count() or 1
-    lanes = lane_count(config.troupe.batch, cpus)
+    lanes = lane_count(config.troupe.batch, cpus, max((replicas_of(pin, gpus) for pin in config.pins), default=1))
     try:
         check_cpus(config.troupe.batch, config.pins, lanes, Room(cpus={"here": cpus}, gpus={"here": gpus}))
     except RoomError as error:

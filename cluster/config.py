@@ -7,7 +7,6 @@ the same, so Troupe also works in a folder without one.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -129,7 +128,8 @@ class BatchSettings(_Frozen):
     """How a batch job moves frames.
 
     Attributes:
-        lanes: CPU workers, each taking one run from decode to encoded segments; 0 means one per four cores.
+        lanes: CPU workers, each taking one run from decode to encoded segments; 0 means one per four cores, and at least
+            as many as the largest number of replicas that a pin has.
         lane_cpus: Ray's bookkeeping for a lane. Small, so that pins and lanes fit on one core.
         window: batches that a lane keeps moving through its pins.
         batch_mib: largest size of one batch of frames, as it enters or leaves a model.
@@ -304,6 +304,6 @@ def _first_problem(error: Exception) -> str:
     return f"applications must be a list of mappings ({error})"
 
 
-def lane_count(settings: BatchSettings, cpus: float | None = None) -> int:
-    """Lanes to start: the configured number, or one per four cores of what there is."""
-    return settings.lanes or max(1, int(cpus or os.cpu_count() or 1) // 4)
+def lane_count(settings: BatchSettings, cpus: float, replicas: int = 1) -> int:
+    """Lanes to start: the configured number, or one per four cores, and as many as a pin has replicas to be kept busy."""
+    return settings.lanes or max(1, int(cpus) // 4, replicas)

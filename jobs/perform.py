@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.catalogue import card
+from cluster.budget import replicas_of
 from cluster.callboard import Callboard
 from cluster.cards import local_cards
 from cluster.config import Config, PinSettings, lane_count
@@ -45,8 +46,9 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
     outcomes: list[Outcome] = []
     local_cards(os.environ)  # a sleeping card takes a second to answer: not when a refusal is waited for
     with connect() as session, messages_on_stderr():
-        lanes = lane_count(config.troupe.batch, session.cpus)
         pins = needed_pins(tasks, config)
+        replicas = max((replicas_of(pin, int(session.gpus)) for pin in pins), default=1)
+        lanes = lane_count(config.troupe.batch, session.cpus, replicas)
         display.note(_what_runs(session, lanes, pins))
         room = survey()
         starting = [pin for pin in pins if pin.name not in room.replicas]

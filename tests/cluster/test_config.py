@@ -80,7 +80,9 @@ def test_model_without_a_pin_is_told_with_the_place_to_add_it() -> None:
         Config().pin_of("nobody")
 
 
-@pytest.mark.parametrize(("cpus", "lanes"), [(1, 1), (2, 1), (4, 1), (8, 2), (64, 16)])
-def test_one_lane_for_four_cores(cpus: float, lanes: int) -> None:
-    assert lane_count(BatchSettings(), cpus) == lanes
-    assert lane_count(BatchSettings(lanes=3), cpus) == 3
+@pytest.mark.parametrize(
+    ("cpus", "replicas", "lanes"), [(1, 1, 1), (2, 1, 1), (4, 1, 1), (8, 1, 2), (64, 4, 16), (8, 4, 4)]
+)
+def test_one_lane_for_four_cores_and_one_for_each_replica(cpus: float, replicas: int, lanes: int) -> None:
+    assert lane_count(BatchSettings(), cpus, replicas) == lanes
+    assert lane_count(BatchSettings(lanes=3), cpus, replicas) == 3
