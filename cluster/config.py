@@ -128,8 +128,8 @@ class BatchSettings(_Frozen):
     """How a batch job moves frames.
 
     Attributes:
-        lanes: CPU workers, each taking one run from decode to encoded segments; 0 means one per four cores, and at least
-            as many as the largest number of replicas that a pin has.
+        lanes: CPU workers, each taking one run from decode to encoded segments; 0 means one per four cores,
+            and at least as many as a pin has replicas.
         lane_cpus: Ray's bookkeeping for a lane. Small, so that pins and lanes fit on one core.
         window: batches that a lane keeps moving through its pins.
         batch_mib: largest size of one batch of frames, as it enters or leaves a model.
@@ -305,5 +305,5 @@ def _first_problem(error: Exception) -> str:
 
 
 def lane_count(settings: BatchSettings, cpus: float, replicas: int = 1) -> int:
-    """Lanes to start: the configured number, or one per four cores, and as many as a pin has replicas to be kept busy."""
+    """Lanes to start: the configured number, or one per four cores, and enough for every replica of a pin."""
     return settings.lanes or max(1, int(cpus) // 4, replicas)
