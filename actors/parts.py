@@ -16,6 +16,10 @@ from actors.model import Model, Step
 Run = Callable[[Model, Step, FrameBatch | DeviceBatch, Carry], tuple[FrameBatch | DeviceBatch, Carry]]
 
 
+def _never() -> bool:
+    return False
+
+
 class PartedCall:
     """Steps of a chain on one batch.
 
@@ -54,11 +58,12 @@ class PartedCall:
         """The whole batch after the last step, and the state after it."""
         return joined(self._made), tuple(self._carries)
 
-    def work(self, models: Sequence[Model], run: Run, seconds: float) -> None:
+    def work(self, models: Sequence[Model], run: Run, seconds: float, gives_way: Callable[[], bool] = _never) -> None:
         """Does parts until all are done, or until another one would take longer than `seconds` in all; at least one.
 
         Args:
             models: one per step.
+            gives_way: asked after each part whether to stop all the same.
         """
         begun = time.perf_counter()
         longest = spent = 0.0
@@ -67,6 +72,8 @@ class PartedCall:
             self._do_part(models, run)
             spent = time.perf_counter() - begun
             longest = max(longest, spent - before)
+            if gives_way():
+                return
 
     def _do_part(self, models: Sequence[Model], run: Run) -> None:
         first = self._next

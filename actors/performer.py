@@ -1,7 +1,8 @@
 """The performer: executes calls on resident models, in turns, on one thread. Knows nothing of Ray.
 
 Everything but the models themselves happens on one event loop. A call has a turn of at most `max_call_s`, stops at the
-border of a part, and whoever is first then has the next turn: a request waits for a turn of batch, not for a call.
+border of a part, and whoever is first then has the next turn. Batch gives way at the next such border when a request
+comes: it waits for a part, not for a call.
 """
 
 from __future__ import annotations
@@ -212,8 +213,13 @@ class Performer:
             by_key = {key_of(step): step for step in work.steps}
             work.models = self.residents.take(work.keys, lambda key: self._loaded(by_key[key]))
         if work.parted is not None:
-            work.parted.work(work.models, partial(self._run_model, work), self._max_call_s)
+            run, gives_way = partial(self._run_model, work), partial(self._gives_way, work)
+            work.parted.work(work.models, run, self._max_call_s, gives_way)
         work.ran += time.monotonic() - begun
+
+    def _gives_way(self, work: Work) -> bool:
+        """Whether batch ends its turn early because a request came; not one that it has by its share."""
+        return work.call.priority == "batch" and not self.turns.by_share and self.turns.count("interactive") > 0
 
     def _run_model(
         self, work: Work, model: Model, step: Step, part: FrameBatch | DeviceBatch, carry: Carry

@@ -32,6 +32,7 @@ from cluster.callboard import Callboard
 from cluster.calls import Call, Priority
 from cluster.config import PinSettings
 from cluster.errors import ClusterError, UsageError
+from cluster.executing import Executing
 from cluster.governor import heat_governor
 from cluster.identity import code_hash
 from cluster.metrics import GpuMetrics, PinMetrics
@@ -90,6 +91,10 @@ class Pin:
         import torch
 
         self._settings = PinSettings.model_validate(settings)
+        if device == "cuda" and not torch.cuda.is_available():
+            # Ray was told of GPUs that are not there, or of some that this build of torch cannot use.
+            log.warning("pin %s: Ray counts a GPU and torch sees none, its models run on the CPU", self._settings.name)
+            device = "cpu"
         self._device = device
         self._share = self._settings.num_gpus or 0.0
         if device == "cpu":
@@ -110,7 +115,7 @@ class Pin:
         self._metrics, self._gpu = PinMetrics(self._settings.name), GpuMetrics(self._card)
         self._replica = ray.get_runtime_context().get_actor_id()
         self._board = Callboard()
-        self._written = ""
+        self._writing = Executing(self._replica)
         self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
             self._settings.name,
@@ -130,6 +135,7 @@ class Pin:
     def __del__(self) -> None:
         # Serve calls it when it ends a replica on purpose: that one is not lost.
         self._board.leave(self._replica)
+        self._writing.remove()
 
     async def run(
         self,
@@ -231,15 +237,12 @@ class Pin:
 
     def turn_begins(self, work: Work) -> None:
         """Writes down outside of this process what it executes (`actors.performer.Watch`)."""
-        if work.call.token != self._written:
-            self._board.begin(self._replica, work.call.token)
-            self._written = work.call.token
+        self._writing.write(work.call.token)
 
     def ended(self, work: Work) -> None:
         """Counts a call (`actors.performer.Watch`)."""
-        if work.call.token == self._written:
-            self._board.idle(self._replica)
-            self._written = ""
+        if work.waited is not None:
+            self._writing.write("")
         if work.parted is None:
             return
         future = work.future

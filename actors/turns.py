@@ -20,6 +20,7 @@ class Turns(Generic[T]):
     Not for several threads: it lives on one event loop.
 
     Attributes:
+        by_share: whether the last turn went to batch though a request waited.
         held: why nothing of the batch class begins now; empty when it may. What has begun goes on.
     """
 
@@ -27,6 +28,7 @@ class Turns(Generic[T]):
         self._waiting: dict[Priority, deque[T]] = {priority: deque() for priority in get_args(Priority)}
         self._begun: dict[Priority, T] = {}
         self._in_a_row = 0
+        self.by_share = False
         self.held = ""
 
     def add(self, item: T, priority: Priority) -> None:
@@ -57,6 +59,7 @@ class Turns(Generic[T]):
                 continue
             if begun is None:
                 self._begun[priority] = queue.popleft()
+            self.by_share = priority == "batch" and self._in_a_row >= _MOST_IN_A_ROW
             batch_waits = priority == "interactive" and self._batch_may_run()
             self._in_a_row = self._in_a_row + 1 if batch_waits else 0
             return item

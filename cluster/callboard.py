@@ -1,15 +1,14 @@
-"""The callboard: one small actor that knows what every pin's replica is doing, and survives all of them.
+"""The callboard: one small actor that knows how every pin's replica is, and survives all of them.
 
-A replica writes down which call it executes before it begins: when it dies, its callers can tell whose call it died
-of, which Ray does not say (all calls that it had accepted fail alike). It also tells its state now and then, for
-`troupe status` and for a job's progress: a handle reaches some replica of a pin, never all.
+Replicas tell it their state every second, for `troupe status` and for a job's progress: a handle reaches some replica
+of a pin, never all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -22,28 +21,13 @@ LOST_SECONDS = 10.0
 #: One that was silent for so long when another comes up is what that one replaces, which takes three seconds.
 _SILENT_SECONDS = 2.5
 _ASK_SECONDS = 5.0
-_REMEMBERED = 256
 
 
 class _Board:
-    """The actor's body.
-
-    `executing` holds the last call that each replica began, newest last; an entry stays after its replica's death, for
-    the callers to ask.
-    """
+    """The actor's body: what each replica told last, and when."""
 
     def __init__(self) -> None:
-        self._executing: dict[str, str] = {}
         self._states: dict[str, tuple[float, Mapping[str, Any]]] = {}
-
-    def begin(self, replica: str, token: str) -> None:
-        self._executing.pop(replica, None)
-        self._executing[replica] = token
-        while len(self._executing) > _REMEMBERED:
-            del self._executing[next(iter(self._executing))]
-
-    def executing(self, tokens: Collection[str]) -> list[str]:
-        return [token for token in self._executing.values() if token in tokens]
 
     def take_over(self, pin: str, replica: str) -> int:
         silent = time.monotonic() - _SILENT_SECONDS
@@ -70,7 +54,7 @@ class _Board:
 class Callboard:
     """This process's end of the callboard of the connected cluster; made there by whoever needs it first.
 
-    What is written is lost when the actor is: then nobody is charged and nothing shown, and the work goes on.
+    What was told is lost when the actor is: nothing is shown then, until replicas tell again; the work goes on.
     """
 
     def __init__(self) -> None:
@@ -82,23 +66,6 @@ class Callboard:
             )
             .remote()
         )
-
-    def begin(self, replica: str, token: str) -> None:
-        """Writes down that a replica executes a call now; returns when it is written."""
-        with _forgiving():
-            ray.get(self._board.begin.remote(replica, token), timeout=_ASK_SECONDS)
-
-    def idle(self, replica: str) -> None:
-        """Writes down that it executes none; returns at once."""
-        with _forgiving():
-            self._board.begin.remote(replica, "")
-
-    def executing(self, tokens: Collection[str]) -> set[str]:
-        """Which of these calls were the last that their replicas began and did not end."""
-        found: set[str] = set()
-        with _forgiving():
-            found |= set(ray.get(self._board.executing.remote(list(tokens)), timeout=_ASK_SECONDS))
-        return found
 
     def take_over(self, pin: str, replica: str) -> int:
         """A new replica asks how many of its pin fell silent without leaving; each is counted once."""

@@ -64,7 +64,7 @@ def check_shared(root: Path, inputs: Iterable[Path]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     marker.touch()
     try:
-        unseen = _on_nodes(nodes, _unseen, [str(marker), *map(str, sample)], seconds=_ANSWER_SECONDS)
+        unseen = on_nodes(nodes, _unseen, [str(marker), *map(str, sample)], seconds=_ANSWER_SECONDS)
     finally:
         marker.unlink(missing_ok=True)
     for node in nodes:
@@ -101,14 +101,14 @@ def spread_weights(weights: Mapping[Path, str]) -> list[str]:
         **{path.absolute(): digest for path, digest in weights.items()},
         **{r.absolute(): sha256_of(r) for r in records},
     }
-    lacking = _on_nodes(nodes, _unseen, list(map(str, hashes)), seconds=_ANSWER_SECONDS)
+    lacking = on_nodes(nodes, _unseen, list(map(str, hashes)), seconds=_ANSWER_SECONDS)
     told = []
     for path, digest in hashes.items():
         targets = [node for node in nodes if str(path) in lacking[node.id]]
         if not targets:
             continue
         content = ray.put(path.read_bytes())
-        problems = _on_nodes(targets, _keep, str(path), digest, content, seconds=_COPY_SECONDS)
+        problems = on_nodes(targets, _keep, str(path), digest, content, seconds=_COPY_SECONDS)
         for node in targets:
             if problems[node.id]:
                 raise WeightsError(
@@ -120,7 +120,7 @@ def spread_weights(weights: Mapping[Path, str]) -> list[str]:
     return told
 
 
-def _on_nodes(nodes: Sequence[Node], work: Callable[..., Any], *arguments: Any, seconds: float) -> dict[str, Any]:
+def on_nodes(nodes: Sequence[Node], work: Callable[..., Any], *arguments: Any, seconds: float) -> dict[str, Any]:
     """The work's answer from each node, by its id; all at once."""
     remote = ray.remote(num_cpus=0, max_retries=0)(work)
     asked = {}

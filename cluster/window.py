@@ -6,8 +6,8 @@ result of an earlier call; the pin takes from it what it needs (`actors.pin.Resu
 
 A replica that dies fails every call it had accepted, and Serve replays none of them. The window therefore keeps the
 inputs of all calls whose results are not in, and repeats from the first failed batch on, with the state that this
-batch had. A model's own error is never repeated. The callboard says which call a replica died of: only its work gets a
-strike, and from then on goes alone, so that nobody else's calls can die with it.
+batch had. A model's own error is never repeated. Replicas write down what they execute (`cluster.executing`): only the
+work that one died of gets a strike, and from then on goes alone, so that nobody else's calls can die with it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cluster.callboard import Callboard
 from cluster.calls import Call
 from cluster.causes import cause_of
 from cluster.errors import ClusterError, DeferredError
+from cluster.executing import executing
 
 _BACKOFF_SECONDS = (0.2, 1.0, 3.0)
 _DEFERRED_SECONDS = 0.2
@@ -230,7 +231,7 @@ class Window:
             if entry.key and _died(response)
         }
         if lost:
-            for token in self._board.executing(lost):
+            for token in executing(lost):
                 self._strikes.charge(lost[token], reason)
 
 

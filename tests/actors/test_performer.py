@@ -123,6 +123,23 @@ def test_request_goes_between_the_turns_of_a_batch_call() -> None:
     assert stage.finished == ["i", "b", "o"]
 
 
+def test_batch_gives_way_to_a_request_at_the_border_of_a_part_but_not_in_a_turn_of_its_share() -> None:
+    stage = Stage(max_call_s=60)
+    gate = stage.closed("a")
+
+    async def body() -> None:
+        batch = asyncio.create_task(stage.call("b", frames=3))
+        await until(lambda: stage.turns)
+        requests = [asyncio.create_task(stage.call(f"i{n}-", "c", priority="interactive")) for n in range(12)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(batch, *requests)
+
+    run(body)
+    # One part, nine requests, and then all that is left in the one turn that is its share.
+    assert stage.log == ["b0", *(f"i{n}-0" for n in range(9)), "b1", "b2", *(f"i{n}-0" for n in range(9, 12))]
+
+
 def test_long_turns_do_as_many_parts_as_fit() -> None:
     stage = Stage(max_call_s=60)
     run(lambda: stage.call("b", frames=5))

@@ -1,0 +1,81 @@
+"""What every replica executes, written down where its death does not reach: which call it died of is asked afterwards.
+
+Ray fails all calls of a dead replica alike. So a replica writes a call's token into a small file of its node before it
+begins, which takes microseconds and outlives the process. The file stays as the death left it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import ray
+
+from cluster.errors import ClusterError
+from cluster.nodes import on_nodes, working_nodes
+
+_TOKEN_BYTES = 32
+#: Files of replicas that died so long ago interest nobody.
+_KEPT_SECONDS = 24 * 3600.0
+_ANSWER_SECONDS = 30.0
+
+
+class Executing:
+    """A replica's own file.
+
+    Args:
+        replica: its name, unique among all.
+    """
+
+    def __init__(self, replica: str) -> None:
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                    path.unlink()
+        self._path = folder / replica
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._written = ""
+        self.write("")
+
+    def write(self, token: str) -> None:
+        """Names the call that is executed from now on; empty for none."""
+        if token != self._written or not token:
+            os.pwrite(self._file, token.encode().ljust(_TOKEN_BYTES)[:_TOKEN_BYTES], 0)
+            self._written = token
+
+    def remove(self) -> None:
+        """The replica ends on purpose."""
+        self._path.unlink(missing_ok=True)
+
+
+def executing(tokens: Collection[str]) -> set[str]:
+    """Which of these calls their replicas were executing when they wrote last, on any node of the connected cluster.
+
+    A node that is gone, or does not answer, says nothing: what was lost with it is nobody's fault.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    found = set(_named(list(tokens)))
+    others = [node for node in working_nodes() if node.id != here]
+    with suppress(ClusterError):
+        for named in on_nodes(others, _named, list(tokens), seconds=_ANSWER_SECONDS).values():
+            found |= set(named)
+    return found
+
+
+def _named(tokens: list[str]) -> list[str]:
+    """Those of the calls that a file of this node names."""
+    named = set()
+    for path in _folder().glob("*"):
+        with suppress(OSError):
+            named.add(path.read_bytes()[:_TOKEN_BYTES].decode(errors="replace").strip())
+    return [token for token in tokens if token in named]
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"troupe-{os.getuid()}" / "executing"
