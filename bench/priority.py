@@ -58,7 +58,7 @@ def against_fakes(args: argparse.Namespace) -> Iterator[Row]:
     asking = _requests(target)
     # What sleeps and copies is a little longer than it should be: capacity is what the pin has.
     call = _idle_run(asking)
-    turn = call * min(args.frames, max(1, args.max_call_ms // frame)) / args.frames
+    turn = call / args.frames  # batch gives way at the border of a frame
     rate = args.share / call
     with Load(target, JOBS, WINDOW) as load:
         served: list[Served] = ray.get(asking.stream.remote(rate, args.requests, args.seed))
