@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -145,9 +146,9 @@ class Performer:
 
     @property
     def working_s(self) -> float:
-        """How long the call that is being executed has been at work; 0 when none is."""
+        """How long the call that is being executed has been at work without an end of a part; 0 when none is."""
         executing = self._executing
-        return 0.0 if executing is None else executing[0].ran + time.monotonic() - executing[1]
+        return 0.0 if executing is None else time.monotonic() - executing[1]
 
     async def _do(self, work: Work) -> Work:
         if not self.residents.fits(work.keys):
@@ -175,9 +176,7 @@ class Performer:
     async def _give_turns(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            for begun in self.turns.begun():
-                if begun.future.done():
-                    self._end(begun)
+            self._end_done()
             work = self.turns.next(self._can_run)
             if work is None:
                 self._wake.clear()
@@ -191,11 +190,19 @@ class Performer:
             try:
                 await loop.run_in_executor(self._thread, self._turn, work)
             except Exception as error:
+                _release_frames(error)
                 _fail(work.future, error)
             finally:
                 self._executing = None
             if not work.future.done() and (work.parted is None or work.parted.done):
                 work.future.set_result(None)
+            # While nothing is to do, the last call's frames would stay in memory with it.
+            del work
+
+    def _end_done(self) -> None:
+        for begun in self.turns.begun():
+            if begun.future.done():
+                self._end(begun)
 
     def _can_run(self, work: Work) -> bool:
         others = [begun for begun in self.turns.begun() if begun is not work]
@@ -212,13 +219,15 @@ class Performer:
         if work.models is None:
             by_key = {key_of(step): step for step in work.steps}
             work.models = self.residents.take(work.keys, lambda key: self._loaded(by_key[key]))
+            self._tell_sizes(work)
         if work.parted is not None:
             run, gives_way = partial(self._run_model, work), partial(self._gives_way, work)
             work.parted.work(work.models, run, self._max_call_s, gives_way)
         work.ran += time.monotonic() - begun
 
     def _gives_way(self, work: Work) -> bool:
-        """Whether batch ends its turn early because a request came; not one that it has by its share."""
+        """After each part: whether batch ends its turn because a request came; not one that it has by its share."""
+        self._executing = work, time.monotonic()
         return work.call.priority == "batch" and not self.turns.by_share and self.turns.count("interactive") > 0
 
     def _run_model(
@@ -245,8 +254,28 @@ class Performer:
                 remedy=f"lower pins.{self._name}.tile or raise its num_gpus ({self._share:.2f})",
             ) from error
 
+    def _tell_sizes(self, work: Work) -> None:
+        """A call on models that were made smaller by an earlier one says so too: its pixels may differ as well."""
+        for step in work.steps:
+            if sizes := self._fitting.get(key_of(step)):
+                in_force = " and ".join(f"{name.replace('_', '-')} {value}" for name, value in sizes.items() if value)
+                work.notices.append(f"pin {self._name}: CUDA memory was short before, {step.model} works at {in_force}")
+
     def _loaded(self, step: Step) -> Model:
-        model = self._load(step)
+        try:
+            model = self._load(step)
+        except torch.OutOfMemoryError:
+            model = None
+        if model is None:
+            self._unload_idle(0.0)
+            try:
+                model = self._load(step)
+            except torch.OutOfMemoryError as error:
+                raise ClusterError(
+                    f"pin {self._name}",
+                    f"CUDA out of memory while {step.model} was loaded",
+                    remedy=f"raise its num_gpus ({self._share:.2f}) or lower its `resident`",
+                ) from error
         for name, value in self._fitting.get(key_of(step), {}).items():
             setattr(model, name, value)
         return model
@@ -266,6 +295,15 @@ class Performer:
 
     def _deferred(self) -> DeferredError:
         return DeferredError(f"pin {self._name}", "runs a call alone that may end it", remedy="call again in a moment")
+
+
+def _release_frames(error: BaseException | None) -> None:
+    """Lets go of the tensors that a failed call had: its error is kept, and with it every frame of the traceback."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _future() -> asyncio.Future[None]:

@@ -45,6 +45,9 @@ from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
 
+#: Set in the environment where Ray was told of GPUs that are not there, to try out how pins share them.
+LOGICAL_GPUS = "TROUPE_LOGICAL_GPUS"
+
 Outcome = Literal["done", "failed", "cancelled"]
 
 #: More than all callers together keep in flight.
@@ -92,8 +95,13 @@ class Pin:
 
         self._settings = PinSettings.model_validate(settings)
         if device == "cuda" and not torch.cuda.is_available():
-            # Ray was told of GPUs that are not there, or of some that this build of torch cannot use.
-            log.warning("pin %s: Ray counts a GPU and torch sees none, its models run on the CPU", self._settings.name)
+            if LOGICAL_GPUS not in os.environ:
+                raise ClusterError(
+                    f"pin {self._settings.name}",
+                    "Ray counts a GPU here, and torch sees none",
+                    remedy="see `troupe doctor`; start Ray with --num-gpus 0 to work on the CPU",
+                )
+            log.warning("pin %s: a GPU in Ray's books alone, its models run on the CPU", self._settings.name)
             device = "cpu"
         self._device = device
         self._share = self._settings.num_gpus or 0.0
@@ -116,6 +124,7 @@ class Pin:
         self._replica = ray.get_runtime_context().get_actor_id()
         self._board = Callboard()
         self._writing = Executing(self._replica)
+        self._broken = ""
         self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
             self._settings.name,
@@ -192,7 +201,9 @@ class Pin:
         }
 
     def check_health(self) -> None:
-        """Raises when the call that is being executed takes so long that it will never end; Serve asks."""
+        """Raises when the call that is being executed will never end, or CUDA is lost to this process; Serve asks."""
+        if self._broken:
+            raise ClusterError(f"pin {self._settings.name}", self._broken, remedy="it is replaced")
         working = self._performer.working_s
         if working > self._settings.call_timeout_s:
             raise ClusterError(
@@ -222,18 +233,25 @@ class Pin:
     def _tell(self) -> None:
         """On a thread of its own: a driver that hangs must not stop calls."""
         while True:
-            held = self._governor.check() or ""
-            self._performer.hold(held)
-            self._board.tell(self._replica, self._state())
-            self._metrics.queued(self._performer.turns.count("interactive"), self._performer.turns.count("batch"))
-            self._metrics.paused(held or None)
-            self._metrics.refresh()
-            self._gpu.report()
-            if self._device == "cuda":
-                self._metrics.vram(*_vram(self._share))
-            if self._settings.idle_unload_s:
-                self._performer.unload_idle(self._settings.idle_unload_s)
+            try:
+                self._tell_once()
+            except Exception:  # whatever it was: a pin that is not seen, or held for ever, is worse
+                log.exception("pin %s: could not tell its state", self._settings.name)
             time.sleep(_TELL_SECONDS)
+
+    def _tell_once(self) -> None:
+        held = self._governor.check() or ""
+        self._performer.hold(held)
+        self._writing.keep()
+        self._board.tell(self._replica, self._state())
+        self._metrics.queued(self._performer.turns.count("interactive"), self._performer.turns.count("batch"))
+        self._metrics.paused(held or None)
+        self._metrics.refresh()
+        self._gpu.report()
+        if self._device == "cuda":
+            self._metrics.vram(*_vram(self._share))
+        if self._settings.idle_unload_s:
+            self._performer.unload_idle(self._settings.idle_unload_s)
 
     def turn_begins(self, work: Work) -> None:
         """Writes down outside of this process what it executes (`actors.performer.Watch`)."""
@@ -248,6 +266,10 @@ class Pin:
         future = work.future
         outcome: Outcome = "cancelled" if future.cancelled() else "failed" if future.exception() else "done"
         self._metrics.ended(work.call.priority, outcome, work.waited, work.ran)
+        error = None if future.cancelled() else future.exception()
+        if self._device == "cuda" and isinstance(error, RuntimeError) and "CUDA error" in str(error):
+            # Such an error stays: every later call of this process would fail with it.
+            self._broken = f"CUDA is lost to this process: {str(error).splitlines()[0]}"
         if outcome == "done":
             self._calls += 1
             for step in work.steps:

@@ -77,7 +77,7 @@ class PinSettings(_Frozen):
         preload: models loaded when the pin starts; the others load on first use.
         idle_unload_s: seconds after which a model that nobody used is unloaded, 0 for never.
         max_call_ms: longest turn of a call, as far as single frames allow; between turns a request goes before batch.
-        call_timeout_s: how long a call may be at work before the pin counts as hung and is replaced.
+        call_timeout_s: how long one part of a call may take before the pin counts as hung and is replaced.
         governor: when its batch calls wait; a file's pins get what `troupe.governor` says unless they say otherwise.
     """
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -17,9 +18,13 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.causes import cause_of
 from cluster.config import PIN_IMPORT_PATH, PinSettings
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, DeferredError
 
 _DEPLOY_SECONDS = 120
+_DEFERRED_SECONDS = 1.0
+
+#: In a driver: the pins that it deploys together, each of whose builders must not count the others' old shares.
+_together: ContextVar[tuple[PinSettings, ...]] = ContextVar("_together", default=())
 
 
 def ensure_pins(
@@ -69,6 +74,7 @@ def deploy_pins(pins: Sequence[PinSettings], build: Callable[[dict[str, Any]], r
     """
     _start_serve()
     before = set(ray_serve.status().applications)
+    _together.set(tuple(pins))
     try:
         ray_serve.run_many(
             [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in pins],
@@ -104,9 +110,9 @@ def _take_away(names: Iterable[str]) -> None:
 
 
 def configured_pins() -> list[PinSettings]:
-    """In Serve's builder: the pins of the file that `serve deploy` was given; none in a driver, which knows its own."""
+    """Pins that are deployed together: in Serve's builder those of the file that `serve deploy` was given."""
     if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
-        return []
+        return list(_together.get())
     details = ray_serve.context._get_global_client().get_serve_details()
     configs = [application.get("deployed_app_config") for application in details["applications"].values()]
     pins = []
@@ -140,7 +146,11 @@ def describe(pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float) -> 
         answer: dict[str, Any] = handle(pin).describe.remote(steps).result(timeout_s=timeout_s)
     except RayTaskError as error:
         # First, because a TimeoutError of the pin's own arrives as both.
-        raise cause_of(error) from error
+        cause = cause_of(error)
+        if isinstance(cause, DeferredError) and timeout_s > _DEFERRED_SECONDS:
+            time.sleep(_DEFERRED_SECONDS)
+            return describe(pin, steps, timeout_s - _DEFERRED_SECONDS)
+        raise cause from error
     except TimeoutError as error:
         raise ClusterError(
             f"pin {pin}", f"did not answer within {timeout_s:.0f} s", remedy="see `serve status` and the pin's log"

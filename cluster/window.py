@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
@@ -33,8 +33,11 @@ _BACKOFF_SECONDS = (0.2, 1.0, 3.0)
 _DEFERRED_SECONDS = 0.2
 #: Losses that are nobody's fault, of one batch, for each repetition that it has when they are its own.
 _PATIENCE = 4
-#: All calls of a dead replica fail within some 20 ms; asking one that lives takes as long as this.
+#: All calls of a dead replica fail within some 20 ms on a quiet machine.
 _LOOK_SECONDS = 0.02
+_DYING_SECONDS = 2.0
+#: How often a caller that waits looks whether a pin earlier in the row has died.
+_SLICE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,27 +137,29 @@ class Window:
             ClusterError: the pin was lost too often, or did not answer in time.
         """
         losses = 0
-        patient_until = time.monotonic() + self._timeout_s
+        begun = time.monotonic()
         while True:
             entry = self._entries[0]
             try:
-                result = entry.responses[-1].result(timeout_s=self._timeout_s)
+                result = entry.responses[-1].result(timeout_s=min(_SLICE_SECONDS, self._timeout_s))
             except RayTaskError as error:
                 # First, because a model's TimeoutError arrives as both.
                 cause = cause_of(error)
-                if not isinstance(cause, DeferredError) or time.monotonic() > patient_until:
+                if not isinstance(cause, DeferredError) or not self._may_wait(begun):
                     raise cause from error
                 self.cancel()
                 time.sleep(_DEFERRED_SECONDS)
                 self._send_again()
                 continue
-            except (RayActorError, BackPressureError, RayServeException, TimeoutError) as error:
+            except (RayActorError, ObjectLostError, BackPressureError, RayServeException, TimeoutError) as error:
                 if not _is_loss(error):
                     raise
-                if isinstance(error, TimeoutError) and self._is_held():
+                earlier_died = any(_died(response) for response in entry.responses[:-1])
+                if isinstance(error, TimeoutError) and not earlier_died and self._may_wait(begun):
                     continue
                 losses += 1
                 self._repeat(error, losses)
+                begun = time.monotonic()
                 continue
             self._entries.popleft()
             self._states = list(entry.responses)
@@ -188,6 +193,9 @@ class Window:
 
     def _send(self, entry: _Entry, states: Sequence[Any], *, alone: bool) -> None:
         value = entry.source
+        if alone:
+            # Everybody whom a suspect had sent back gets a chance between two of its calls.
+            time.sleep(2 * _DEFERRED_SECONDS)
         for stage, state in zip(self._stages, states, strict=True):
             call = Call("batch", entry.key, alone)
             value = stage.call(value, state if stage.stateful else None, call)
@@ -217,10 +225,15 @@ class Window:
             stage.await_ready()
         self._send_again()
 
-    def _is_held(self) -> bool:
-        """Whether a pin holds batch work back, which is no fault of anybody's and may take long."""
-        pins = {stage.pin for stage in self._stages}
-        return any(state["pin"] in pins and state["held"] for state in self._board.states().values())
+    def _may_wait(self, begun: float) -> bool:
+        """Whether an answer may still come: the time is not over, or every pin lives, and works through its queue.
+
+        A call that hangs is found by the pin's health check, and a queue is as long as its callers' windows together.
+        """
+        if time.monotonic() - begun < self._timeout_s:
+            return True
+        alive = {state["pin"] for state in self._board.states().values()}
+        return all(stage.pin in alive for stage in self._stages)
 
     def _charge(self, reason: str) -> None:
         """A strike for the work whose call a replica died of, if it was one of ours."""
@@ -228,18 +241,23 @@ class Window:
             call.token: entry.key
             for entry in self._entries
             for call, response in zip(entry.calls, entry.responses, strict=True)
-            if entry.key and _died(response)
+            if entry.key
         }
-        if lost:
-            for token in executing(lost):
+        responses = {
+            call.token: response
+            for entry in self._entries
+            for call, response in zip(entry.calls, entry.responses, strict=True)
+        }
+        for token in executing(lost) if lost else ():
+            if _died(responses[token], _DYING_SECONDS):
                 self._strikes.charge(lost[token], reason)
 
 
-def _died(response: DeploymentResponse[Any]) -> bool:
+def _died(response: DeploymentResponse[Any], seconds: float = _LOOK_SECONDS) -> bool:
     """Whether the very replica that had this call is gone; a call behind it in the row fails in another way."""
     try:
-        response.result(timeout_s=_LOOK_SECONDS)
-    except RayActorError:
+        response.result(timeout_s=seconds)
+    except ActorDiedError:
         return True
     except Exception:  # its own error, or an answer that is still to come
         return False
@@ -250,4 +268,4 @@ def _is_loss(error: BaseException | None) -> bool:
     """Whether the same call may succeed elsewhere: a replica died, here or earlier in the row, or did not answer."""
     if isinstance(error, RayServeException) and not isinstance(error, BackPressureError):
         return _is_loss(error.__cause__)
-    return isinstance(error, RayActorError | BackPressureError | TimeoutError)
+    return isinstance(error, RayActorError | ObjectLostError | BackPressureError | TimeoutError)

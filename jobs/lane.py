@@ -85,6 +85,7 @@ def run_segments(
         if not part:
             break
         state = _state_before(work, run, part[0], len(task.steps), done)
+        whole = False
         with suppress(QuarantinedError), ExitStack() as stack:
             chain = Chain(task.steps, config, retried, strikes)
             hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
@@ -95,7 +96,12 @@ def run_segments(
             stack.callback(hold.end)
             sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
             sink.write(results, part)
-        frames += sum(segment.frames for index, segment in work.done(run).items() if index not in done)
+            whole = True
+        made = {index: segment for index, segment in work.done(run).items() if index not in done}
+        frames += sum(segment.frames for segment in made.values())
+        if whole and (lost := [segment for segment in part if segment.index not in made]):
+            name, folder = task.source.name, task.folder
+            raise JobError(name, f"was written and is not there as written: {folder}", place=lost[0].place)
     for segment in run.segments:
         if strikes.is_quarantined(segment):
             raise strikes.quarantined(segment)

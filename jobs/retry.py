@@ -58,12 +58,12 @@ def _quarantined(root: Path) -> Iterator[dict[str, Any]]:
 def _run(job: str, command: str, display: Display) -> int:
     """Runs one command as it was given; its exit code."""
     given = json.loads(command)
+    # What is finished stays finished.
+    arguments = [argument for argument in given["arguments"] if argument != "--force"]
     folder = Path(given["folder"])
     if not folder.is_dir():
         # A submitted job ran in a copy on the cluster, with absolute paths.
         display.note(f"{folder} is gone: the command is run here")
         folder = Path.cwd()
-    code = subprocess.run(
-        [sys.executable, "-m", f"jobs.{job}", *given["arguments"]], cwd=folder, check=False
-    ).returncode
+    code = subprocess.run([sys.executable, "-m", f"jobs.{job}", *arguments], cwd=folder, check=False).returncode
     return code if code >= 0 else _SIGNALLED - code

@@ -72,6 +72,7 @@ def environment(folder: Path) -> dict[str, str]:
     """Nothing of the user's but what every program needs."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TROUPE_"))}
     return environ | {
+        "TROUPE_LOGICAL_GPUS": "1",
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "RAY_AUTH_TOKEN_PATH": str(folder / "ray" / "token"),

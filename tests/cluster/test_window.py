@@ -14,6 +14,7 @@ import pytest
 from actors.frames import FrameBatch
 from actors.model import Step
 from actors.pin import build
+from cluster.callboard import Callboard
 from cluster.config import PinSettings
 from cluster.errors import ClusterError, JobError
 from cluster.pins import await_ready, describe, ensure_pins, handle
@@ -147,11 +148,21 @@ def test_work_that_a_pin_dies_of_is_charged_alone_and_given_up_after_three_strik
     assert len(told) == 2
 
 
-def test_answer_that_does_not_come_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+def test_answer_that_does_not_come_from_a_pin_that_does_not_tell_is_given_up_after_the_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     misbehaviour = {"sleep_at": 0, "seconds": 3, "once": str(tmp_path / "slept")}
+    monkeypatch.setattr(Callboard, "states", lambda _: {})  # no pin says that it lives
     calls = window([stage("test-first", "pinned-trail", misbehaviour)], refuse, retries=0, timeout_s=0.5)
     with pytest.raises(ClusterError, match="pin test-first: no answer in time, 1 times in a row"):
         through(calls, batches(1))
+
+
+def test_answer_of_a_pin_that_lives_is_awaited_however_long_its_queue_is(tmp_path: Path) -> None:
+    wait_until(lambda: "test-first" in {state["pin"] for state in Callboard().states().values()}, "the pin to tell")
+    slow = {"sleep_at": 0, "seconds": 2, "once": str(tmp_path / "slept")}
+    calls = window([stage("test-first", "pinned-echo", slow, stateful=False)], refuse, timeout_s=0.2)
+    assert len(through(calls, batches(2))) == 6
 
 
 def test_cancelled_calls_that_wait_in_the_pin_never_run(tmp_path: Path) -> None:
