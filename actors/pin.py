@@ -124,7 +124,7 @@ class Pin:
         self._replica = ray.get_runtime_context().get_actor_id()
         self._board = Callboard()
         self._writing = Executing(self._replica)
-        self._broken = ""
+        self._broken = self._loading = ""
         self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
             self._settings.name,
@@ -222,6 +222,7 @@ class Pin:
             "gpus": [str(gpu) for gpu in context.get_accelerator_ids().get("GPU", [])],
             "device": self._device,
             "models": list(residents.keys),
+            "loading": self._loading,
             "loads": residents.loads,
             "unloads": residents.unloads,
             "calls": self._calls,
@@ -286,6 +287,7 @@ class Pin:
                 f"does not host {step.model}",
                 remedy="add it to the pin's `models` and deploy it again",
             )
+        self._loading = step.model
         entry = card(step.model)
         weights = tuple(self._store.find(name) for name in entry.weights)
         setup = Setup(
@@ -296,7 +298,10 @@ class Pin:
             tile=self._settings.tile,
             options=step.load,
         )
-        model = entry.load(setup)
+        try:
+            model = entry.load(setup)
+        finally:
+            self._loading = ""
         self._weights[key_of(step)] = weights
         self._metrics.loaded(
             step.model, len(self._residents.keys) + 1, getattr(model, "micro_batch", 1), getattr(model, "tile", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from cluster.errors import ClusterError
 from cluster.session import connect, joins, messages_on_stderr
 from cluster.standing import join_standing
 from cluster.tables import as_table
+
+if TYPE_CHECKING:
+    from cluster.replicas import Replica
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
@@ -31,7 +34,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         print_json({"ray": ray, "replicas": [asdict(replica) for replica in replicas]})
         return
     print(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {session.gpus:g} GPUs")
-    head = ("pin", "state", "process", "node", "GPU", "share", "models loaded", "loads", "waiting", "calls")
+    head = ("pin", "state", "process", "node", "GPU", "share", "models loaded", "loads", "unloads", "waiting", "calls")
     rows = [
         (
             replica.pin,
@@ -40,14 +43,22 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
             replica.node or "-",
             ", ".join(map(str, replica.gpu_ids)) or "-",
             f"{replica.share:g}",
-            ", ".join(replica.models) if replica.models is not None else "?",
+            _models(replica),
             _number(replica.loads),
+            _number(replica.unloads),
             _number(replica.waiting),
             _number(replica.calls),
         )
         for replica in replicas
     ]
     print("\n".join(as_table(head, rows)) if rows else "no pins")
+
+
+def _models(replica: Replica) -> str:
+    if replica.models is None:
+        return "?"
+    loading = [f"loading {replica.loading}"] if replica.loading else []
+    return ", ".join([*replica.models, *loading])
 
 
 def _number(value: int | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +71,8 @@ def _bring_up(config: Config, say: Say) -> None:
     local_cards(os.environ)  # a sleeping card takes a second to answer: not when a refusal is waited for
     with connect() as session, messages_on_stderr():
         before = survey()
-        _refuse(config, before)
+        for warning in _refuse(config, before):
+            say(warning)
         device = f"{session.gpus:g} GPU" if session.gpus else "no GPU: models run on the CPU"
         say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
         from actors.pin import build
@@ -94,13 +95,15 @@ def _weights_here(config: Config) -> dict[Path, str]:
     return {weight.path: weight.sha256 for weight in found if weight is not None}
 
 
-def _refuse(config: Config, room: Room) -> None:
-    """Raises RoomError when the pins do not find room beside what others hold."""
+def _refuse(config: Config, room: Room) -> Sequence[str]:
+    """Raises RoomError when the pins do not find room beside what others hold; returns what else should be known."""
     names = [pin.name for pin in config.pins]
     check_cpus(config.troupe.batch, config.pins, 0, room)
     budget = gpu_budget(config.pins, room, replaced=names)
-    if budget is not None:
-        check_gpus(budget, room.gpu_holders(without=names))
+    if budget is None:
+        return ()
+    check_gpus(budget, room.gpu_holders(without=names))
+    return budget.warnings
 
 
 def _how(pin: PinSettings, before: Room, after: Room) -> str:

@@ -22,6 +22,7 @@ class Replica:
         gpu_ids: the GPUs that Ray gave it, as their node counts.
         share: of a GPU.
         models: what it has loaded.
+        loading: what it is loading now, empty when nothing.
         loads, unloads: of models, since it started.
         waiting: calls in its queue.
         calls: done since it started.
@@ -36,6 +37,7 @@ class Replica:
     gpu_ids: tuple[int, ...]
     share: float
     models: tuple[str, ...] | None = None
+    loading: str = ""
     loads: int | None = None
     unloads: int | None = None
     waiting: int | None = None
@@ -71,6 +73,7 @@ def read_replicas() -> list[Replica]:
                     gpu_ids=tuple(sorted(index for index in (holder.gpus if holder else {}) if index >= 0)),
                     share=holder.gpu if holder else 0.0,
                     models=tuple(own["models"]) if own else None,
+                    loading=own.get("loading", ""),
                     loads=own.get("loads"),
                     unloads=own.get("unloads"),
                     waiting=sum(own["waiting"].values()) if own else None,

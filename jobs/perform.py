@@ -52,7 +52,10 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
         display.note(_what_runs(session, lanes, pins))
         room = survey()
         starting = [pin for pin in pins if pin.name not in room.replicas]
-        check_room(session, config.troupe.batch, pins, lanes, room, gpu_budget(starting, room))
+        budget = gpu_budget(starting, room)
+        check_room(session, config.troupe.batch, pins, lanes, room, budget)
+        for warning in budget.warnings if budget else ():
+            display.note(warning)
         # A task's files travel by name alone: on one machine there is nothing to find out.
         check_shared(tasks[0].root, [path for task in tasks for path in _inputs(task)])
         reporter = Reporter.start()
