@@ -250,18 +250,19 @@ class Lane:
             task = self._with_skew(task)
             plan = plan_video(task)
             self._reporter.put(task.fingerprint, stage="running")
-            run_segments(
-                task,
-                plan,
-                plan.runs[row["run"]],
-                self._config,
-                on_frames=lambda n: self._reporter.put(task.fingerprint, done=n, counts={"frames": n}),
-                on_note=lambda note: self._reporter.put(task.fingerprint, note=note),
-                on_count=lambda count, by: self._reporter.put(task.fingerprint, counts={count: by}),
-                on_pause=lambda why: self._reporter.put(
-                    task.fingerprint, stage="running" if why is None else PAUSED + why
-                ),
-            )
+            with self._reporter.frames_of(task.fingerprint) as count_frames:
+                run_segments(
+                    task,
+                    plan,
+                    plan.runs[row["run"]],
+                    self._config,
+                    on_frames=count_frames,
+                    on_note=lambda note: self._reporter.put(task.fingerprint, note=note),
+                    on_count=lambda count, by: self._reporter.put(task.fingerprint, counts={count: by}),
+                    on_pause=lambda why: self._reporter.put(
+                        task.fingerprint, stage="running" if why is None else PAUSED + why
+                    ),
+                )
         except Exception as error:
             return {**answer, "error": _error_text(task, error)}
         return answer

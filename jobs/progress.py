@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 2.0
+_TELL_SECONDS = 0.5
 
 #: What lanes count beside the frames of a video's progress: those encoded in this job, and what became of segments.
 Count = Literal["frames", "segments_done", "segments_failed", "segments_quarantined", "calls_retried", "strikes"]
@@ -84,6 +86,31 @@ class Reporter:
         with self._forgiving():
             found |= ray.get(self._board.snapshot.remote(), timeout=_ASK_SECONDS)
         return found
+
+    @contextlib.contextmanager
+    def frames_of(self, video: str) -> Iterator[Callable[[int], None]]:
+        """What counts a video's frames, told a few times a second however small the batches are.
+
+        Ray keeps a record of every call, in the caller's memory and its own: a long video would make both grow.
+        """
+        count, told = 0, 0.0  # the first ones at once
+
+        def send() -> None:
+            nonlocal count, told
+            if count:
+                self.put(video, done=count, counts={"frames": count})
+            count, told = 0, time.monotonic()
+
+        def add(frames: int) -> None:
+            nonlocal count
+            count += frames
+            if time.monotonic() - told >= _TELL_SECONDS:
+                send()
+
+        try:
+            yield add
+        finally:
+            send()
 
     @contextlib.contextmanager
     def _forgiving(self) -> Iterator[None]:
