@@ -75,7 +75,7 @@ def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, all
 
 
 def _inputs(task: VideoTask) -> list[Path]:
-    return [task.source, *(path for path, _ in task.companions.values())]
+    return [task.source, *(path for path, _ in task.companions.values()), *task.finish.files]
 
 
 def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:

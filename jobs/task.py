@@ -46,6 +46,11 @@ class Finish(Protocol):
         """Width and height of the result, even."""
         ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What lanes read beside the video."""
+        ...
+
     def open(self, scan: Scan) -> Composer:
         """A composer for this video, used by one thread."""
         ...

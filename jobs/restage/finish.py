@@ -10,7 +10,7 @@ from typing import Any
 import av
 
 from actors.frames import FrameBatch
-from actors.video.background import open_background
+from actors.video.background import open_background, parse_colour
 from actors.video.compose import Composer as Overlaying
 from actors.video.limits import Limits
 from actors.video.scan import Scan
@@ -34,6 +34,13 @@ class Restaging:
     background_hash: str
     background_scan: Path | None
     limits: Limits
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The background, unless it is a colour."""
+        if self.background is None or parse_colour(self.background) is not None:
+            return ()
+        return (Path(self.background),)
 
     def identity(self) -> Mapping[str, Any]:
         """What changes the pictures: the size and the background's bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,6 +22,8 @@ class Recording:
 
     size: tuple[int, int] = (64, 48)
     frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    files: tuple[Path, ...] = ()
 
     def open(self, scan: Scan) -> Recorder:  # noqa: ARG002
         return Recorder(self)
