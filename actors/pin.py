@@ -94,6 +94,10 @@ class Pin:
         import torch
 
         self._settings = PinSettings.model_validate(settings)
+        # First, because what ends a replica asks for them, one that did not come up too.
+        self._replica = ray.get_runtime_context().get_actor_id()
+        self._board = Callboard()
+        self._writing = Executing(self._replica)
         if device == "cuda" and not torch.cuda.is_available():
             if LOGICAL_GPUS not in os.environ:
                 raise ClusterError(
@@ -121,9 +125,6 @@ class Pin:
         self._card = Card(uuid)
         self._governor = heat_governor(self._settings.governor, self._card)
         self._metrics, self._gpu = PinMetrics(self._settings.name), GpuMetrics(self._card)
-        self._replica = ray.get_runtime_context().get_actor_id()
-        self._board = Callboard()
-        self._writing = Executing(self._replica)
         self._broken = self._loading = ""
         self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
@@ -287,7 +288,6 @@ class Pin:
                 f"does not host {step.model}",
                 remedy="add it to the pin's `models` and deploy it again",
             )
-        self._loading = step.model
         entry = card(step.model)
         weights = tuple(self._store.find(name) for name in entry.weights)
         setup = Setup(
@@ -298,6 +298,7 @@ class Pin:
             tile=self._settings.tile,
             options=step.load,
         )
+        self._loading = step.model
         try:
             model = entry.load(setup)
         finally:

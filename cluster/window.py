@@ -84,7 +84,7 @@ class Window:
         stages: the row.
         states: the state before the first batch, one per stage (None at the start of a clip).
         size: most batches in flight.
-        timeout_s: longest wait for one result.
+        timeout_s: longest wait for a pin that does not show that it lives; for one that does there is no limit.
         retries: how often a batch is repeated that was lost for unknown reasons.
         on_retry: told of every repetition, with the reason.
         strikes: counts what pins died of.

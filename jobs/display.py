@@ -170,7 +170,7 @@ class Display:
         paces: dict[str, Pace] = {}
         bars: dict[str, TaskID] = {}
         with Progress(*columns, console=self._console, transient=True) as progress:
-            whole = progress.add_task(f"{len(names)} videos", total=None, fps="", stage="")
+            whole = progress.add_task(f"{len(names)} video{'s' * (len(names) != 1)}", total=None, fps="", stage="")
             while not stop.wait(_POLL_SECONDS):
                 board = reporter.snapshot()
                 self._tell_notes(board, names)
