@@ -5,7 +5,7 @@ from __future__ import annotations
 #: Environment of such a process; glibc and OpenMP read it when the process starts.
 #:
 #: glibc gives every large block back to the kernel as it is freed, and the next one is faulted in page by page: a
-#: third to a half of the time of Real-ESRGAN's compact networks. Kept, memory peaks higher.
+#: third of the time of Real-ESRGAN's compact networks. Kept, memory peaks higher.
 #: Threads that wait for work spin a moment, then sleep: networks of two processes may share the cores.
 CPU_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
