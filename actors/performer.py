@@ -73,6 +73,10 @@ class Watch(Protocol):
         """A call has the next turn; told on the execution thread, before anything is executed."""
         ...
 
+    def failed(self, error: Exception) -> None:
+        """A turn ended with an error; told on the execution thread, before its caller is."""
+        ...
+
     def ended(self, work: Work) -> None:
         """A call is through, failed, or nobody wants it any more; told on the event loop, before its caller is."""
         ...
@@ -212,6 +216,13 @@ class Performer:
 
     def _turn(self, work: Work) -> None:
         """On the thread: one turn of a call."""
+        try:
+            self._take_turn(work)
+        except Exception as error:
+            self._watch.failed(error)
+            raise
+
+    def _take_turn(self, work: Work) -> None:
         begun = time.monotonic()
         if work.waited is None:
             work.waited = begun - work.arrived

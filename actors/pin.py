@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import ray
+import torch
 from ray import serve as ray_serve
 
+from actors import cuda
 from actors.catalogue import card
 from actors.cpu import CPU_ENVIRONMENT
 from actors.frames import Carry, FrameBatch
@@ -40,7 +42,6 @@ from cluster.nvml import Card
 from cluster.pins import configured_pins
 from cluster.preflight import placed
 from cluster.processes import die_with_parent
-from cluster.profiles import figures_for
 from cluster.weights import StoredWeight, WeightsStore, default_folder
 
 log = logging.getLogger("ray.serve")
@@ -91,8 +92,6 @@ class Pin:
 
     def __init__(self, settings: Mapping[str, Any], device: str, weights: str) -> None:
         die_with_parent()
-        import torch
-
         self._settings = PinSettings.model_validate(settings)
         # First, because what ends a replica asks for them, one that did not come up too.
         self._replica = ray.get_runtime_context().get_actor_id()
@@ -112,7 +111,7 @@ class Pin:
         if device == "cpu":
             torch.set_num_threads(self._settings.torch_threads or len(os.sched_getaffinity(0)))
         else:
-            _fence(self._share)
+            cuda.fence(self._share)
         # TensorFloat-32 keeps 10 bits of a mantissa: who asks for single precision wants all 23.
         torch.backends.cudnn.allow_tf32 = False
         self._dtype: Dtype = (
@@ -121,11 +120,10 @@ class Pin:
         self._store = WeightsStore(Path(weights))
         self._weights: dict[str, tuple[StoredWeight, ...]] = {}
         self._calls = 0
-        uuid = str(torch.cuda.get_device_properties(0).uuid) if device == "cuda" else ""
-        self._card = Card(uuid)
+        self._card = Card(cuda.uuid() if device == "cuda" else "")
         self._governor = heat_governor(self._settings.governor, self._card)
         self._metrics, self._gpu = PinMetrics(self._settings.name), GpuMetrics(self._card)
-        self._broken = self._loading = ""
+        self._loading = ""
         self._residents: Residents[Model] = Residents(self._settings.resident, self._unloaded)
         self._performer = Performer(
             self._settings.name,
@@ -202,14 +200,14 @@ class Pin:
         }
 
     def check_health(self) -> None:
-        """Raises when the call that is being executed will never end, or CUDA is lost to this process; Serve asks."""
-        if self._broken:
-            raise ClusterError(f"pin {self._settings.name}", self._broken, remedy="it is replaced")
+        """Raises when the call that is being executed will never end; Serve asks, and replaces the replica then."""
         working = self._performer.working_s
         if working > self._settings.call_timeout_s:
+            reason = f"a call has been at work for {working:.0f} s"
+            self._writing.ends(reason)
             raise ClusterError(
                 f"pin {self._settings.name}",
-                f"a call has been at work for {working:.0f} s",
+                reason,
                 remedy=f"it is replaced; raise call_timeout_s ({self._settings.call_timeout_s:g}) if that is normal",
             )
 
@@ -251,13 +249,24 @@ class Pin:
         self._metrics.refresh()
         self._gpu.report()
         if self._device == "cuda":
-            self._metrics.vram(*_vram(self._share))
+            self._metrics.vram(*cuda.memory(self._share))
         if self._settings.idle_unload_s:
             self._performer.unload_idle(self._settings.idle_unload_s)
 
     def turn_begins(self, work: Work) -> None:
         """Writes down outside of this process what it executes (`actors.performer.Watch`)."""
         self._writing.write(work.call.token)
+
+    def failed(self, error: Exception) -> None:
+        """Ends a process to which CUDA is lost (`actors.performer.Watch`): every later call would fail with it.
+
+        Its callers see a death, not an error of the model: they repeat their calls on the replica that comes up.
+        """
+        if self._device == "cuda" and isinstance(error, RuntimeError) and cuda.is_lost():
+            reason = f"CUDA is lost to its process ({str(error).splitlines()[0]})"
+            log.error("pin %s: %s", self._settings.name, reason)
+            self._writing.ends(reason)
+            os._exit(1)
 
     def ended(self, work: Work) -> None:
         """Counts a call (`actors.performer.Watch`)."""
@@ -268,10 +277,6 @@ class Pin:
         future = work.future
         outcome: Outcome = "cancelled" if future.cancelled() else "failed" if future.exception() else "done"
         self._metrics.ended(work.call.priority, outcome, work.waited, work.ran)
-        error = None if future.cancelled() else future.exception()
-        if self._device == "cuda" and isinstance(error, RuntimeError) and "CUDA error" in str(error):
-            # Such an error stays: every later call of this process would fail with it.
-            self._broken = f"CUDA is lost to this process: {str(error).splitlines()[0]}"
         if outcome == "done":
             self._calls += 1
             for step in work.steps:
@@ -314,22 +319,6 @@ class Pin:
         self._weights.pop(key, None)
         self._metrics.unloaded(key.partition(" ")[0], len(self._residents.keys))
         log.info("pin %s: unloaded %s", self._settings.name, key)
-
-
-def _fence(share: float) -> None:
-    """Makes the share, context included, real: an allocation beyond it fails here, not in a neighbour's process."""
-    import torch
-
-    context = figures_for(torch.cuda.get_device_name(0), os.environ).context_mib * 2**20
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(max(0.01, share - context / total))
-
-
-def _vram(share: float) -> tuple[int, int]:
-    """Bytes of the GPU that torch holds in this process, and that the share allows."""
-    import torch
-
-    return torch.cuda.memory_reserved(), round(share * torch.cuda.get_device_properties(0).total_memory)
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:

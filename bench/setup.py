@@ -36,7 +36,7 @@ class Bench:
         frames: of the heavy clip; light ones take `light_frames`, draft ones `draft_frames`.
         rounds: repetitions of every comparison.
         threads: torch's, of the bare networks and of each pin.
-        layouts: `each` model in a pin of its own (as shipped), or both in `one`. Part (a) measures all that are
+        layouts: `each` model in a pin of its own, or both in `one` (as shipped). Part (a) measures all that are
             given, (b) the first.
         source: a video instead of the drawn clip.
         heavy: networks of (a) and (b); None for the first of `HEAVY` that takes a second a frame here.

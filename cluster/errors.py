@@ -71,6 +71,10 @@ class DeferredError(ClusterError):
     """A pin runs a call alone and sent this one back: it is to be made again in a moment, and is nobody's fault."""
 
 
+class LostStateError(ClusterError):
+    """The state before the next frames is gone with the node that held it; a stored one is needed."""
+
+
 class RoomError(ClusterError):
     """CPUs, GPU shares or the object store do not suffice; nothing was started.
 

@@ -1,7 +1,8 @@
 """What every replica executes, written down where its death does not reach: which call it died of is asked afterwards.
 
 Ray fails all calls of a dead replica alike. So a replica writes a call's token into a small file of its node before it
-begins, which takes microseconds and outlives the process. The file stays as the death left it.
+begins, which takes microseconds and outlives the process. The file stays as the death left it, with the reason behind
+the token when the replica knew that it would end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cluster.nodes import on_nodes, working_nodes
 log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
+_REASON_BYTES = 400
 #: Files of replicas that died so long ago interest nobody.
 _KEPT_SECONDS = 24 * 3600.0
 _ANSWER_SECONDS = 30.0
@@ -49,8 +51,12 @@ class Executing:
     def write(self, token: str) -> None:
         """Names the call that is executed from now on; empty for none."""
         if token != self._written or not token:
-            os.pwrite(self._file, token.encode().ljust(_TOKEN_BYTES)[:_TOKEN_BYTES], 0)
+            os.pwrite(self._file, token.encode()[:_TOKEN_BYTES].ljust(_TOKEN_BYTES + _REASON_BYTES), 0)
             self._written = token
+
+    def ends(self, reason: str) -> None:
+        """Says why the replica will not survive the call that it executes."""
+        os.pwrite(self._file, reason.encode()[:_REASON_BYTES], _TOKEN_BYTES)
 
     def keep(self) -> None:
         """Shows that the replica lives: files that nobody touches are removed, here and by many systems."""
@@ -62,29 +68,32 @@ class Executing:
         self._path.unlink(missing_ok=True)
 
 
-def executing(tokens: Collection[str]) -> set[str]:
-    """Which of these calls their replicas were executing when they wrote last, on any node of the connected cluster.
+def executing(tokens: Collection[str]) -> dict[str, str]:
+    """Which of these calls their replicas were executing when they wrote last, on any node of the connected cluster,
+    and why they ended; an empty reason where a replica did not know.
 
     A node that is gone, or does not answer, says nothing: what was lost with it is nobody's fault.
     """
     here = ray.get_runtime_context().get_node_id()
-    found = set(_named(list(tokens)))
+    found = _named(list(tokens))
     for node in working_nodes():
         if node.id != here and not found:
             try:
-                found |= set(on_nodes([node], _named, list(tokens), seconds=_ANSWER_SECONDS)[node.id])
+                found |= on_nodes([node], _named, list(tokens), seconds=_ANSWER_SECONDS)[node.id]
             except ClusterError as error:
                 log.warning("a call that was lost is charged to nobody: %s", error)
     return found
 
 
-def _named(tokens: list[str]) -> list[str]:
-    """Those of the calls that a file of this node names."""
-    named = set()
+def _named(tokens: list[str]) -> dict[str, str]:
+    """Those of the calls that a file of this node names, and the reason there."""
+    named = {}
     for path in _folder().glob("*"):
         with suppress(OSError):
-            named.add(path.read_bytes()[:_TOKEN_BYTES].decode(errors="replace").strip())
-    return [token for token in tokens if token in named]
+            content = path.read_bytes()
+            token, reason = content[:_TOKEN_BYTES], content[_TOKEN_BYTES:]
+            named[token.decode(errors="replace").strip()] = reason.decode(errors="replace").strip()
+    return {token: named[token] for token in tokens if token in named}
 
 
 def _folder() -> Path:

@@ -99,14 +99,14 @@ TABLE: tuple[Metric, ...] = (
     ),
     Metric("troupe_pin_replicas_started", "counter", ("pin",), "Replicas that came up."),
     Metric("troupe_pin_replicas_lost", "counter", ("pin",), "Replicas that died, as told by those that came after."),
+    Metric("troupe_pin_calls_retried", "counter", ("pin",), "Times that a lost call was sent again."),
+    Metric("troupe_pin_strikes", "counter", ("pin",), "Times that a replica died of a call that had a known sender."),
     Metric("troupe_job_videos", "gauge", ("job_id", "state"), "Videos of the job by what is done with them."),
     Metric("troupe_job_lanes_paused", "gauge", ("job_id",), "Videos whose lanes wait because the disk is too full."),
     Metric("troupe_job_frames", "counter", ("job_id",), "Frames encoded."),
     Metric("troupe_job_segments", "counter", ("job_id", "state"), "Segments that ended: done, failed or quarantined."),
     Metric("troupe_job_frames_per_second", "gauge", ("job_id",), "Frames encoded a second since the first."),
     Metric("troupe_job_eta_seconds", "gauge", ("job_id",), "Seconds until the job is done, at this pace."),
-    Metric("troupe_job_calls_retried", "counter", ("job_id",), "Times that lost calls were sent again."),
-    Metric("troupe_job_strikes", "counter", ("job_id",), "Times that a pin died of a segment's call."),
     Metric("troupe_job_disk_free_bytes", "gauge", ("job_id",), "Room on the disk of the results."),
     Metric(
         "troupe_gpu_utilisation_ratio",
@@ -240,6 +240,25 @@ class PinMetrics(_Group):
         self._set("troupe_pin_tile", tile, model=model)
 
 
+class CallerMetrics(_Group):
+    """What those who call a pin report of it: a replica that died cannot.
+
+    Args:
+        pin: the pin's name.
+    """
+
+    def __init__(self, pin: str) -> None:
+        super().__init__(pin=pin)
+
+    def retried(self, calls: int) -> None:
+        """So many calls were lost and are sent again."""
+        self._count("troupe_pin_calls_retried", calls)
+
+    def strike(self) -> None:
+        """A replica died of a call."""
+        self._count("troupe_pin_strikes")
+
+
 @dataclass(frozen=True, slots=True)
 class JobReading:
     """How far a job is.
@@ -247,7 +266,6 @@ class JobReading:
     Attributes:
         frames: encoded in this job.
         segments: by state (`done`, `failed`, `quarantined`).
-        calls_retried, strikes: so far.
         videos: by what is done with them (`waiting`, `running`, `done`, …).
         paused: videos whose lanes wait for room.
         fps: frames a second since the first.
@@ -257,8 +275,6 @@ class JobReading:
 
     frames: int = 0
     segments: Mapping[str, int] = field(default_factory=dict)
-    calls_retried: int = 0
-    strikes: int = 0
     videos: Mapping[str, int] = field(default_factory=dict)
     paused: int = 0
     fps: float = 0.0
@@ -282,8 +298,6 @@ class JobMetrics(_Group):
         for state in ("done", "failed", "quarantined"):
             self._grown("troupe_job_segments", now.segments.get(state, 0), state=state)
         self._grown("troupe_job_frames", now.frames)
-        self._grown("troupe_job_calls_retried", now.calls_retried)
-        self._grown("troupe_job_strikes", now.strikes)
         for state, videos in now.videos.items():
             self._set("troupe_job_videos", videos, state=state)
         self._set("troupe_job_lanes_paused", now.paused)

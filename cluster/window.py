@@ -6,7 +6,8 @@ result of an earlier call; the pin takes from it what it needs (`actors.pin.Resu
 
 A replica that dies fails every call it had accepted, and Serve replays none of them. The window therefore keeps the
 inputs of all calls whose results are not in, and repeats from the first failed batch on, with the state that this
-batch had. A model's own error is never repeated. Replicas write down what they execute (`cluster.executing`): only the
+batch had. Where that state itself went down with a node, `LostStateError` says so: the caller begins again from what it
+has stored. A model's own error is never repeated. Replicas write down what they execute (`cluster.executing`): only the
 work that one died of gets a strike, and from then on goes alone, so that nobody else's calls can die with it.
 """
 
@@ -26,8 +27,9 @@ from ray.serve.handle import DeploymentResponse
 from cluster.callboard import Callboard
 from cluster.calls import Call
 from cluster.causes import cause_of
-from cluster.errors import ClusterError, DeferredError
+from cluster.errors import ClusterError, DeferredError, LostStateError
 from cluster.executing import executing
+from cluster.metrics import CallerMetrics
 
 _BACKOFF_SECONDS = (0.2, 1.0, 3.0)
 _DEFERRED_SECONDS = 0.2
@@ -103,12 +105,14 @@ class Window:
     ) -> None:
         self._stages = stages
         self._states: list[Any] = list(states)
+        self._any_popped = False
         self._size = size
         self._timeout_s = timeout_s
         self._retries = retries
         self._on_retry = on_retry
         self._strikes = strikes
         self._board = Callboard()
+        self._metrics = {stage.pin: CallerMetrics(stage.pin) for stage in stages}
         self._entries: deque[_Entry] = deque()
 
     def __len__(self) -> int:
@@ -134,6 +138,7 @@ class Window:
 
         Raises:
             TroupeError or the model's own error: the call failed in the model, or had its last strike.
+            LostStateError: the work cannot go on from here.
             ClusterError: the pin was lost too often, or did not answer in time.
         """
         losses = 0
@@ -145,26 +150,29 @@ class Window:
             except RayTaskError as error:
                 # First, because a model's TimeoutError arrives as both.
                 cause = cause_of(error)
-                if not isinstance(cause, DeferredError) or not self._may_wait(begun):
+                if isinstance(cause, DeferredError) and self._may_wait(begun):
+                    self.cancel()
+                    time.sleep(_DEFERRED_SECONDS)
+                    self._send_again()
+                    continue
+                if not isinstance(cause, ObjectLostError):
                     raise cause from error
-                self.cancel()
-                time.sleep(_DEFERRED_SECONDS)
-                self._send_again()
-                continue
+                lost: Exception = cause
             except (RayActorError, ObjectLostError, BackPressureError, RayServeException, TimeoutError) as error:
                 if not _is_loss(error):
                     raise
                 earlier_died = any(_died(response) for response in entry.responses[:-1])
                 if isinstance(error, TimeoutError) and not earlier_died and self._may_wait(begun):
                     continue
-                losses += 1
-                self._repeat(error, losses)
-                begun = time.monotonic()
-                continue
-            self._entries.popleft()
-            self._states = list(entry.responses)
-            self._send_waiting()
-            return result
+                lost = error
+            else:
+                self._entries.popleft()
+                self._states, self._any_popped = list(entry.responses), True
+                self._send_waiting()
+                return result
+            losses += 1
+            self._repeat(lost, losses)
+            begun = time.monotonic()
 
     def popped(self) -> list[Any]:
         """The results of all stages for the batch popped last; fetching them moves no pixels on one node."""
@@ -210,7 +218,7 @@ class Window:
     def _repeat(self, error: Exception, losses: int) -> None:
         pins = " or ".join(stage.pin for stage in self._stages)
         reason = "no answer in time" if isinstance(error, TimeoutError) else "lost"
-        self._charge(f"pin {pins} was lost while it executed it")
+        self._charge()
         # Of losses that are others' fault there may be many: each of their suspects has its strikes.
         if losses > self._retries * (1 if isinstance(error, TimeoutError) else _PATIENCE):
             raise ClusterError(
@@ -219,7 +227,11 @@ class Window:
                 remedy="see its log in the Ray dashboard; the segment is redone on the next run",
             ) from error
         self.cancel()
+        if _is_loss_of_object(error):
+            self._check_states(pins)
         self._on_retry(f"pin {pins}: {reason}, repeating {len(self._entries)} calls")
+        for metrics in self._metrics.values():
+            metrics.retried(len(self._entries))
         time.sleep(_BACKOFF_SECONDS[min(losses, len(_BACKOFF_SECONDS)) - 1])
         for stage in self._stages:
             stage.await_ready()
@@ -235,22 +247,28 @@ class Window:
         alive = {state["pin"] for state in self._board.states().values()}
         return all(stage.pin in alive for stage in self._stages)
 
-    def _charge(self, reason: str) -> None:
+    def _check_states(self, pins: str) -> None:
+        try:
+            if self._any_popped:
+                self.popped()
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise LostStateError(
+                f"pin {pins}", "the state before the next frames is gone with a node", remedy="run the job again"
+            ) from error
+
+    def _charge(self) -> None:
         """A strike for the work whose call a replica died of, if it was one of ours."""
         lost = {
-            call.token: entry.key
+            call.token: (entry.key, stage.pin, response)
             for entry in self._entries
-            for call, response in zip(entry.calls, entry.responses, strict=True)
+            for stage, call, response in zip(self._stages, entry.calls, entry.responses, strict=False)
             if entry.key
         }
-        responses = {
-            call.token: response
-            for entry in self._entries
-            for call, response in zip(entry.calls, entry.responses, strict=True)
-        }
-        for token in executing(lost) if lost else ():
-            if _died(responses[token], _DYING_SECONDS):
-                self._strikes.charge(lost[token], reason)
+        for token, why in executing(lost).items() if lost else ():
+            key, pin, response = lost[token]
+            if _died(response, _DYING_SECONDS):
+                self._metrics[pin].strike()
+                self._strikes.charge(key, f"pin {pin} was lost while it executed it" + (f": {why}" if why else ""))
 
 
 def _died(response: DeploymentResponse[Any], seconds: float = _LOOK_SECONDS) -> bool:
@@ -262,6 +280,11 @@ def _died(response: DeploymentResponse[Any], seconds: float = _LOOK_SECONDS) -> 
     except Exception:  # its own error, or an answer that is still to come
         return False
     return False
+
+
+def _is_loss_of_object(error: BaseException | None) -> bool:
+    """Whether a value is gone that was on a node, rather than a replica."""
+    return error is not None and (isinstance(error, ObjectLostError) or _is_loss_of_object(error.__cause__))
 
 
 def _is_loss(error: BaseException | None) -> bool:

@@ -219,7 +219,7 @@ class PlanVideo:
         work = WorkFolder(task.folder)
         done = work.all_done(plan)
         frames = sum(segment.frames for segment in done.values())
-        self._reporter.put(task.fingerprint, frames=len(plan.scan), done=frames, stage="waiting")
+        self._reporter.put(task.fingerprint, planned=(len(plan.scan), frames), stage="waiting")
         pending = [run for run in plan.runs if any(segment.index not in done for segment in run.segments)]
         return [{**row, "run": run.index, "runs": len(pending)} for run in pending] or [row]
 

@@ -75,8 +75,6 @@ def reading(
     return JobReading(
         frames=sums["frames"],
         segments={state: sums[f"segments_{state}"] for state in ("done", "failed", "quarantined")},
-        calls_retried=sums["calls_retried"],
-        strikes=sums["strikes"],
         videos={**dict.fromkeys(stages, 0), **now},
         paused=len(paused_videos(board)),
         fps=rate,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from actors.frames import Carry, FrameBatch
 from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
 from cluster.config import BatchSettings, Config
-from cluster.errors import JobError, TroupeError
+from cluster.errors import JobError, LostStateError, TroupeError
 from cluster.governor import disk_governor
 from cluster.heap import give_back_freed
 from jobs.ahead import ahead
@@ -59,7 +59,7 @@ def run_segments(
         config: window, batch sizes, pins.
         on_frames: told how many more frames are encoded.
         on_note: told of repeated calls.
-        on_count: told of segments that are done, failed or quarantined, of repeated calls and strikes.
+        on_count: told of segments that are done, failed or quarantined.
         on_pause: told why no new frames are taken, again and again; None when it goes on.
 
     Returns:
@@ -69,16 +69,11 @@ def run_segments(
         QuarantinedError: a segment had its last strike, now or earlier; all that do not need its state are done.
         JobError: with the video, the segment and the reason; finished segments are kept.
     """
-
-    def retried(reason: str) -> None:
-        on_note(reason)
-        on_count("calls_retried", 1)
-
     work = WorkFolder(task.folder)
     strikes = RunStrikes(task, run, work, on_count)
     stateful = any(card(step.model).stateful for step in task.steps)
     resets = set(plan.cuts.tolist())
-    frames = 0
+    frames = rewinds = 0
     while True:
         done = work.done(run)
         part = _next_part(run, done, strikes, lambda segment: stateful and segment.first not in resets)
@@ -86,17 +81,25 @@ def run_segments(
             break
         state = _state_before(work, run, part[0], len(task.steps), done)
         whole = False
-        with suppress(QuarantinedError), ExitStack() as stack:
-            chain = Chain(task.steps, config, retried, strikes)
-            hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
-            source = _Source(task, plan, config.troupe.batch, hold, stack)
-            pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
-            results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
-            # Before the threads are told to stop: the decoder's may be waiting for room.
-            stack.callback(hold.end)
-            sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
-            sink.write(results, part)
-            whole = True
+        try:
+            with ExitStack() as stack:
+                chain = Chain(task.steps, config, on_note, strikes)
+                hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
+                source = _Source(task, plan, config.troupe.batch, hold, stack)
+                pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
+                results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
+                # Before the threads are told to stop: the decoder's may be waiting for room.
+                stack.callback(hold.end)
+                sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
+                sink.write(results, part)
+                whole = True
+        except QuarantinedError:
+            pass  # its segment is left out of the next part
+        except LostStateError as error:
+            rewinds += 1
+            if rewinds > config.troupe.batch.retries:
+                raise
+            on_note(f"{error.reason}: going on from the last finished segment")
         made = {index: segment for index, segment in work.done(run).items() if index not in done}
         frames += sum(segment.frames for segment in made.values())
         if whole and (lost := [segment for segment in part if segment.index not in made]):
@@ -177,7 +180,7 @@ class _Sink:
             try:
                 while not self._write_next(results):
                     pass
-            except QuarantinedError:
+            except (QuarantinedError, LostStateError):
                 raise
             except Exception as error:
                 self._on_count("segments_failed", 1)

@@ -18,7 +18,7 @@ _ASK_SECONDS = 2.0
 _TELL_SECONDS = 0.5
 
 #: What lanes count beside the frames of a video's progress: those encoded in this job, and what became of segments.
-Count = Literal["frames", "segments_done", "segments_failed", "segments_quarantined", "calls_retried", "strikes"]
+Count = Literal["frames", "segments_done", "segments_failed", "segments_quarantined"]
 
 
 @dataclass(slots=True)
@@ -42,15 +42,17 @@ class Board:
         self,
         video: str,
         *,
-        frames: int = 0,
+        planned: tuple[int, int] | None = None,
         done: int = 0,
         stage: str = "",
         note: str = "",
         counts: Mapping[Count, int] | None = None,
     ) -> None:
-        """Adds to a video: `frames`, `done` and `counts` count up, `stage` replaces, `note` is appended once."""
+        """Adds to a video: `done` and `counts` count up, `stage` replaces, `note` is appended once; `planned`, its
+        frames and how many of them are done, replaces both: a video whose lane was lost is planned again."""
         state = self._videos.setdefault(video, VideoProgress())
-        state.frames += frames
+        if planned is not None:
+            state.frames, state.done = planned
         state.done += done
         state.stage = stage or state.stage
         if note and note not in state.notes:

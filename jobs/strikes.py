@@ -29,7 +29,7 @@ class RunStrikes:
         task: the video.
         run: the run.
         work: the video's folder.
-        on_count: told of strikes and of segments that are quarantined.
+        on_count: told of segments that are quarantined.
     """
 
     def __init__(self, task: VideoTask, run: Run, work: WorkFolder, on_count: Callable[[Count, int], None]) -> None:
@@ -62,7 +62,6 @@ class RunStrikes:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._work.strike(self._run, Strike(segment.index, segment.first, segment.last, reason, now))
         self._counts[segment.index] = self._counts.get(segment.index, 0) + 1
-        self._on_count("strikes", 1)
         if self.is_quarantined(segment):
             self._on_count("segments_quarantined", 1)
             raise self.quarantined(segment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import cuda
 from actors.catalogue import CARDS
 from actors.frames import Carry, FrameBatch
 from actors.model import Card, Model, Setup
@@ -19,7 +21,8 @@ class Trail:
     """A stateful model: every result depends on every frame since the last cut.
 
     Params that make it misbehave, each at the batch that holds the frame with this time in ticks: `die_at` ends the
-    process, `raise_at` raises ValueError, `sleep_at` sleeps for `seconds`; with `once`, the path of a file that it
+    process, `raise_at` raises ValueError, `lose_at` raises what CUDA raises when it is lost, in a pin that takes
+    itself for one on CUDA from then on, `sleep_at` sleeps for `seconds`; with `once`, the path of a file that it
     makes then, only while that file is not there; with `while`, only while that file is there. With `pause` every
     frame takes that many seconds more.
 
@@ -51,7 +54,7 @@ class Echo:
 
 def _misbehave(batch: FrameBatch, params: Mapping[str, Any]) -> None:
     time.sleep(params.get("pause", 0) * len(batch))
-    for act in ("die_at", "raise_at", "sleep_at"):
+    for act in ("die_at", "raise_at", "lose_at", "sleep_at"):
         if params.get(act) not in batch.pts.tolist():
             continue
         if "while" in params and not Path(params["while"]).exists():
@@ -65,7 +68,16 @@ def _misbehave(batch: FrameBatch, params: Mapping[str, Any]) -> None:
             os._exit(7)
         if act == "raise_at":
             raise ValueError(f"frame at {params[act]} is not to its taste")
+        if act == "lose_at":
+            _lose_cuda()
         time.sleep(params["seconds"])
+
+
+def _lose_cuda() -> None:
+    for pin in (each for each in gc.get_objects() if type(each).__name__ == "Pin"):
+        pin._device = "cuda"
+    cuda.is_lost = lambda: True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
 
 
 def _trail(setup: Setup) -> Model:  # noqa: ARG001 - nothing to set up

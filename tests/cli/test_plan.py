@@ -48,7 +48,7 @@ def test_plan_of_the_shipped_pins_for_the_reference_card() -> None:
     for pin in PINS:
         assert pin.name in done.stdout
     assert "estimated" in done.stdout
-    assert "█ upscale, ▓ matte" in done.stdout
+    assert "█ restage" in done.stdout
 
 
 def test_plan_of_what_does_not_fit_exits_1_with_remedies(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from cluster.calls import Priority
-from cluster.metrics import GpuMetrics, JobMetrics, JobReading, PinMetrics
+from cluster.metrics import CallerMetrics, GpuMetrics, JobMetrics, JobReading, PinMetrics
 from cluster.nvml import Card
 from tests.cluster.test_nvml import Driver
 
@@ -20,8 +20,6 @@ PIN, MODEL, JOB = "reporting", "rvm-resnet50", "99000000"
 READING = JobReading(
     frames=10,
     segments={"done": 3, "failed": 2, "quarantined": 1},
-    calls_retried=1,
-    strikes=1,
     videos={"running": 1},
     paused=1,
     fps=2.0,
@@ -46,6 +44,9 @@ class Everything:
         pin.shrunk(MODEL, 2, 512)
         pin.vram(2 << 30, 3 << 30)
         pin.paused("GPU 0 at 84 °C, over 83")
+        caller = CallerMetrics(PIN)
+        caller.retried(3)
+        caller.strike()
         self._pin, self._job = pin, JobMetrics(JOB)
         self._gpu = GpuMetrics(Card("0", Driver()), Path(tempfile.mkdtemp()))
         self._tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,17 @@ def test_shipped_file_and_defaults_say_the_same() -> None:
     assert shipped.model_copy(update={"path": None}) == Config()
 
 
-def test_shipped_file_is_a_valid_serve_config() -> None:
+@pytest.mark.parametrize(("layout", "pins"), [("together", ["restage"]), ("apart", ["upscale", "matte"])])
+def test_shipped_file_is_a_valid_serve_config_in_both_layouts_a_line_apart(
+    tmp_path: Path, layout: str, pins: list[str]
+) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    document = yaml.safe_load(SHIPPED.read_text())
-    names = [application.name for application in ServeDeploySchema(**document).applications]
-    assert set(names) >= {pin.name for pin in Config().pins}
+    text = re.sub(r"^applications: \*together\b", f"applications: *{layout}", SHIPPED.read_text(), flags=re.MULTILINE)
+    config = load_config(write(tmp_path, text))
+    assert [pin.name for pin in config.pins] == pins
+    assert [app.name for app in ServeDeploySchema(**yaml.safe_load(text)).applications] == pins
+    assert {model for pin in config.pins for model in pin.models} == set(Config().pins[0].models)
 
 
 def test_every_resident_model_has_a_home_and_every_pin_known_models() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import metrics
-from cluster.metrics import METRICS, TABLE, GpuMetrics, JobMetrics, JobReading, PinMetrics
+from cluster.metrics import METRICS, TABLE, CallerMetrics, GpuMetrics, JobMetrics, JobReading, PinMetrics
 from cluster.nvml import Card
 from tests.cluster.test_nvml import UUID, Driver
 
@@ -73,8 +73,11 @@ def report_everything(card: Card, folder: Path) -> None:
     pin.paused("GPU 0 at 84 °C, over 83")
     pin.unloaded("rvm-resnet50", 0)
     pin.refresh()
+    caller = CallerMetrics("upscale")
+    caller.retried(3)
+    caller.strike()
     JobMetrics("02000000").report(
-        JobReading(10, {"done": 1, "failed": 1, "quarantined": 1}, 1, 1, {"running": 1}, 1, 2.0, 3.0, 4)
+        JobReading(10, {"done": 1, "failed": 1, "quarantined": 1}, {"running": 1}, 1, 2.0, 3.0, 4)
     )
     GpuMetrics(card, folder).report()
 

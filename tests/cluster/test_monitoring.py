@@ -262,7 +262,7 @@ def started_ray(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_prometheus_scrapes_a_cluster_with_a_pin_and_a_job(
-    prometheus: str, started_ray: Cluster, tmp_path: Path
+    prometheus: str, started_ray: Cluster, tiny_weights: Path, tmp_path: Path
 ) -> None:
     config = (FOLDER / "prometheus.yml").read_text(encoding="utf-8")
     changed = config.replace("/tmp/ray/prom_metrics_service_discovery.json", str(started_ray.discovery))
@@ -301,11 +301,14 @@ def test_prometheus_scrapes_a_cluster_with_a_pin_and_a_job(
         assert pin.stdout is not None
         assert pin.stdout.readline() == "reporting\n", (tmp_path / "pin.log").read_text()
         clip = write_clip(tmp_path / "a.mp4", frames=24, rate=12, width=64, height=48).path
-        restage = (clip, "-o", tmp_path / "out", "--preset", "draft", "--matte", "none", "--target", "1", "--json")
-        ended = run(*restage, environment=started_ray.environment)
+        chosen = ("--upscale", "realesr-animevideov3", "--matte", "none", "--target", "2", "--json")
+        weights = {"TROUPE_WEIGHTS": str(tiny_weights)}
+        ended = run(clip, "-o", tmp_path / "out", *chosen, environment={**started_ray.environment, **weights})
         assert ended.code == 0, ended.output + ended.errors
 
-        # What the pin reports.
+        # What the job's own pin did, and what a pin reports that has seen everything.
+        done = 'ray_troupe_pin_frames_total{model="realesr-animevideov3"}'
+        wait_until(lambda: [item["value"][1] for item in ask(done)] == ["24"], "the frames of the job's pin", 90)
         for metric in TABLE:
             for name in series_of(metric):
                 wait_until(lambda name=name: ask(name), f"{name} in Prometheus", 90)  # type: ignore[misc]

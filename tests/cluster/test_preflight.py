@@ -14,6 +14,10 @@ from cluster.room import Holder, Room
 from cluster.session import Session
 
 GIB = 2**30
+PAIR = (
+    PinSettings(name="upscale", models=("realesr-animevideov3",), micro_batch=1),
+    PinSettings(name="matte", models=("rvm-mobilenetv3",)),
+)
 SMALL = Session(joined=False, cpus=1, gpus=0, object_store_bytes=2 * GIB, submitted=False)
 
 
@@ -46,15 +50,17 @@ def _no_other_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_defaults_fit_one_cpu_without_a_gpu() -> None:
     check(PINS, room())
+    check(PAIR, room())
 
 
 def test_the_defaults_fit_one_gpu() -> None:
     check(PINS, room(8, 1), lanes=2)
+    check(PAIR, room(8, 1), lanes=2)
 
 
 def test_too_many_lanes_for_the_cpus_are_refused_with_the_sum() -> None:
     with pytest.raises(RoomError) as refused:
-        check(PINS, room(), lanes=9)
+        check(PAIR, room(), lanes=9)
     text = str(refused.value)
     assert text.startswith("CPUs: 1.3 are needed, and Ray has 1; lower troupe.batch.lanes")
     rows = [line.split() for line in refused.value.table]
@@ -71,9 +77,9 @@ def test_too_many_lanes_for_the_cpus_are_refused_with_the_sum() -> None:
 
 def test_cpus_that_others_hold_are_counted_and_those_of_running_pins_only_once() -> None:
     running = room(1, 0, holder("x", cpus=0.1, application="upscale"), holder("Trainer", cpus=0.5))
-    check(PINS, running)
+    check(PAIR, running)
     with pytest.raises(RoomError, match=r"CPUs: 1\.1 are needed") as refused:
-        check(PINS, running, lanes=2)
+        check(PAIR, running, lanes=2)
     assert ["held", "by", "others", "0.5"] in [line.split() for line in refused.value.table]
     assert "or end what holds the rest" in str(refused.value)
 
@@ -118,7 +124,7 @@ def test_actor_of_somebody_else_that_waits_is_no_obstacle_and_a_replica_that_wai
 
 def test_object_store_that_the_window_would_fill_is_refused_with_the_sum() -> None:
     with pytest.raises(RoomError) as refused:
-        check_room(replace(SMALL, object_store_bytes=GIB), BatchSettings(batch_mib=64), PINS, 1, room(), None)
+        check_room(replace(SMALL, object_store_bytes=GIB), BatchSettings(batch_mib=64), PAIR, 1, room(), None)
     text = str(refused.value)
     assert "object store: 768 MiB of frames would be on their way, more than half of its 1024 MiB" in text
     assert "1 lane x 4 batches x 64 MiB, from pin matte" in text

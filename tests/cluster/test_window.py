@@ -6,19 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray.exceptions import ObjectLostError
 
 from actors.frames import FrameBatch
 from actors.model import Step
 from actors.pin import build
+from cluster import metrics
 from cluster.callboard import Callboard
 from cluster.config import PinSettings
-from cluster.errors import ClusterError, JobError
+from cluster.errors import ClusterError, JobError, LostStateError
 from cluster.pins import await_ready, describe, ensure_pins, handle
 from cluster.window import Stage, Window
+from tests.cluster.test_metrics import Reported
 from tests.jobs.command import wait_until
 from tests.models import Trail
 
@@ -67,12 +70,14 @@ class Counted:
 
     def __init__(self) -> None:
         self.charged: list[str] = []
+        self.reasons: list[str] = []
 
     def suspect(self, key: str) -> bool:
         return key in self.charged
 
     def charge(self, key: str, reason: str) -> None:
         self.charged.append(key)
+        self.reasons.append(reason)
         if self.charged.count(key) == 3:
             raise JobError(key, reason)
 
@@ -137,7 +142,11 @@ def test_error_of_an_earlier_pin_is_the_error_of_the_chain() -> None:
     calls.cancel()
 
 
-def test_work_that_a_pin_dies_of_is_charged_alone_and_given_up_after_three_strikes() -> None:
+def test_work_that_a_pin_dies_of_is_charged_alone_and_given_up_after_three_strikes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported = Reported()
+    monkeypatch.setattr(metrics, "_reported", reported)
     told = list[str]()
     strikes = Counted()
     calls = window([stage("test-first", "pinned-trail", {"die_at": 3})], told.append, strikes=strikes)
@@ -146,6 +155,44 @@ def test_work_that_a_pin_dies_of_is_charged_alone_and_given_up_after_three_strik
     # Not those before and behind it, whose calls died with it the first time.
     assert strikes.charged == ["from 3"] * 3
     assert len(told) == 2
+    assert list(reported.of("troupe_pin_strikes").values()) == [3]
+    assert list(reported.of("troupe_pin_calls_retried").values()) >= [2]
+
+
+def test_replica_that_loses_cuda_is_replaced_and_the_strike_says_so(tmp_path: Path) -> None:
+    source, told, strikes = batches(6), list[str](), Counted()
+    misbehaviour = {"lose_at": 4, "once": str(tmp_path / "lost")}
+    calls = window([stage("test-first", "pinned-trail", misbehaviour)], told.append, strikes=strikes)
+    np.testing.assert_array_equal(through(calls, source), reference(source, 1))
+    assert strikes.charged == ["from 3"]
+    assert strikes.reasons == [
+        "pin test-first was lost while it executed it: CUDA is lost to its process "
+        "(CUDA error: an illegal memory access was encountered)"
+    ]
+    assert len(told) == 1
+
+
+def test_state_that_is_gone_with_its_node_is_told_at_once() -> None:
+    class Answer:
+        """What a handle gives; its value is on a node that goes."""
+
+        gone = False
+
+        def result(self, timeout_s: float) -> str:  # noqa: ARG002 - it is there, or gone
+            if Answer.gone:
+                raise ObjectLostError("0" * 56, None, "")
+            return "frames"
+
+        def cancel(self) -> None:
+            pass
+
+    calls = window([Stage("far", lambda *_: cast(Any, Answer()), True, lambda: None)], refuse)
+    calls.push("batch 0", "a")
+    assert calls.pop() == "frames"
+    calls.push("batch 1", "a")
+    Answer.gone = True
+    with pytest.raises(LostStateError, match="pin far: the state before the next frames is gone with a node"):
+        calls.pop()
 
 
 def test_answer_that_does_not_come_from_a_pin_that_does_not_tell_is_given_up_after_the_timeout(

@@ -17,7 +17,7 @@ from cluster.config import Config, GovernorSettings, TroupeSettings
 from cluster.governor import disk_governor
 from cluster.interrupts import EXIT_INTERRUPTED
 from jobs import hold as holding
-from jobs.course import Pace, reading
+from jobs.course import Pace, frames_of, reading
 from jobs.display import Display
 from jobs.hold import Hold
 from jobs.lane import run_segments
@@ -139,7 +139,7 @@ def test_pauses_of_lanes_and_pins_are_told_when_they_begin_and_end(capsys: pytes
         ("running", "GPU 0 at 80 °C, goes on at 78"),
         ("running", ""),
     ):
-        board.put("x", frames=10, stage=stage)
+        board.put("x", planned=(10, 0), stage=stage)
         pins = {"upscale": hot} if hot else {}
         display._tell_pauses(board.snapshot(), {"x": "dance.mp4"})
     assert list(events(capsys.readouterr().out)) == [
@@ -152,14 +152,16 @@ def test_pauses_of_lanes_and_pins_are_told_when_they_begin_and_end(capsys: pytes
 
 def test_reading_of_a_job_sums_up_its_board() -> None:
     board, pace, stages = Board(), Pace(), dict[str, int]()
-    board.put("a", frames=100, done=40, stage="running", counts={"frames": 40, "segments_done": 2, "calls_retried": 1})
-    board.put("b", frames=50, done=50, stage="done", counts={"frames": 10, "segments_done": 1, "strikes": 1})
-    board.put("c", frames=50, stage="paused: 3.1 GiB free on /out, under 5")
+    board.put("a", planned=(100, 0), done=40, stage="running", counts={"frames": 40, "segments_done": 2})
+    board.put("b", planned=(50, 40), done=10, stage="done", counts={"frames": 10, "segments_done": 1})
+    board.put("c", planned=(50, 0), stage="paused: 3.1 GiB free on /out, under 5")
     now = reading(board.snapshot(), 5, pace, 7, stages)
-    assert (now.frames, now.calls_retried, now.strikes, now.paused, now.disk_free) == (50, 1, 1, 1, 7)
+    assert (now.frames, now.paused, now.disk_free) == (50, 1, 7)
     assert now.segments == {"done": 3, "failed": 0, "quarantined": 0}
     assert now.videos == {"running": 1, "done": 1, "paused": 1, "waiting": 2}
-    board.put("c", stage="running")
+    # A video whose lane was lost is planned again.
+    board.put("c", planned=(50, 8), stage="running")
+    assert frames_of(board.snapshot()) == (98, 200)
     assert reading(board.snapshot(), 5, pace, 7, now.videos).videos["paused"] == 0
 
 

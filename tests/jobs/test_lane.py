@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from actors.catalogue import CARDS
-from actors.frames import FrameBatch
+from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
 from actors.video.decode import Decoder
 from actors.video.scan import Scan
-from cluster.errors import JobError, MediaError, UsageError
+from cluster.errors import JobError, LostStateError, MediaError, UsageError
 from jobs.chain import Chain
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder
@@ -27,6 +28,7 @@ from jobs.task import VideoTask
 from tests.jobs.inprocess import config_of, do_segments, task_of
 from tests.jobs.recording import Recorder, Recording, assert_same
 from tests.media import write_clip
+from tests.models import Trail
 
 RATE, SECONDS, CUT = 6, 9, 32
 SIZE = 64, 48
@@ -136,6 +138,42 @@ def test_failed_model_keeps_finished_segments_and_names_the_video(clip: Path, tm
     # Those whose last batch was through before the error: what is being encoded then is not lost with it.
     assert set(done) <= {0, 1, 2}
     assert not list(task.folder.glob(".*.part"))
+
+
+@pytest.mark.usefixtures("test_models")
+@pytest.mark.parametrize("times", [1, 9])
+def test_lane_whose_state_is_gone_with_a_node_goes_on_from_the_last_finished_segment(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    left, notes = times, list[str]()
+
+    class Forgetful(Trail):
+        """Its state is gone at one frame, so many times."""
+
+        def __call__(self, batch: FrameBatch, carry: Carry, params: Mapping[str, Any]) -> tuple[FrameBatch, Carry]:
+            nonlocal left
+            if left and batch.pts[0] >= plan.scan.pts[20]:
+                left -= 1
+                raise LostStateError("pin far", "the state is gone")
+            return super().__call__(batch, carry, params)
+
+    task, plan = prepared(clip, tmp_path / "whole", (Step("trail"),))
+    do_segments(task, plan)
+    assert isinstance(task.finish, Recording)
+    expected = dict(task.finish.frames)
+    task, plan = prepared(clip, tmp_path / "lost", (Step("trail"),))
+    monkeypatch.setitem(CARDS, "trail", replace(CARDS["trail"], load=lambda _: Forgetful()))
+    work = partial(run_segments, task, plan, plan.runs[0], config_of(), on_frames=lambda _: None, on_note=notes.append)
+    if times > 1:
+        with pytest.raises(LostStateError, match="the state is gone"):
+            work()
+        assert len(notes) == config_of().troupe.batch.retries
+        return
+    work()
+    assert notes == ["the state is gone: going on from the last finished segment"]
+    assert isinstance(task.finish, Recording)
+    first = plan.runs[0].segments
+    assert_same(task.finish.frames, {pts: expected[pts] for pts in plan.scan.pts[: first[-1].last].tolist()})
 
 
 def test_source_that_changed_after_the_plan_is_refused_by_segment(clip: Path, tmp_path: Path) -> None:
