@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 SoakCount = Callable[[int, int], int]
-_COUNTS = pytest.StashKey[dict[str, str]]()
+_SOAK = "soak count"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Where soak tests write down what they did."""
-    config.stash[_COUNTS] = {}
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that is `long` go first, so that several test processes end together."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,15 +40,16 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 
     def count(reduced: int, full: int) -> int:
         chosen = full if os.environ.get("TROUPE_SOAK") == "full" else reduced
-        request.config.stash[_COUNTS][request.node.nodeid] = f"{chosen} of {full}"
+        request.node.user_properties.append((_SOAK, f"{chosen} of {full}"))
         return chosen
 
     return count
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """States the counts of the soak tests that ran."""
-    counts = config.stash[_COUNTS]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """States the counts of the soak tests that ran, in whichever process."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    counts = {report.nodeid: value for report in reports for name, value in report.user_properties if name == _SOAK}
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")
         for test, count in counts.items():

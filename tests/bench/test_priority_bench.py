@@ -11,6 +11,8 @@ from ray import serve as ray_serve
 from bench.load import Served, quantile
 from bench.priority import against_fakes, arguments, ideal_waits, table
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def rows(local_ray: object) -> Iterator[dict[str, dict[str, Any]]]:  # noqa: ARG001 - it must be there

@@ -26,6 +26,8 @@ from bench.written import counting
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict[str, Any]]:

@@ -14,6 +14,8 @@ from tests.conftest import SoakCount
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.soak
 def test_object_store_stays_small_on_a_local_ray_and_on_a_started_one(soak_count: SoakCount) -> None:

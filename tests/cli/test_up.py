@@ -21,6 +21,8 @@ from tests.jobs.command import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 TROUPE = ("-c", "from cli.main import app; app()")
 
+pytestmark = pytest.mark.long
+
 
 @dataclass
 class Ray:

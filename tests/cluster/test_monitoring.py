@@ -37,6 +37,8 @@ DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "troupe.json").read_
 #: Labels that Ray, or Prometheus, adds to every series.
 RAY_LABELS = {"NodeAddress", "WorkerId", "SessionName", "Version", "Component", "job", "instance", "le"}
 
+pytestmark = pytest.mark.long
+
 
 def tool(name: str) -> str:
     """The path of a program of Prometheus; the test is skipped without it."""

@@ -17,6 +17,8 @@ from tests.media import Sound, number, read_rgb, write_clip, write_green_screen
 
 DRAFT = ("--preset", "draft", "--matte", "none", "--scale", "1")
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

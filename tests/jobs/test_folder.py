@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.broken import LIMITS, write_broken
 from tests.jobs.command import Command, write_config
 from tests.media import Sound, number, read_rgb, write_clip
@@ -17,6 +19,8 @@ SETTINGS = {
     "max_frames": LIMITS.max_frames,
 }
 NOBODY = "http://127.0.0.1:9/clip.mp4"
+
+pytestmark = pytest.mark.long
 
 
 def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path) -> None:

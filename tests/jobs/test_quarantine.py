@@ -23,7 +23,7 @@ from tests.media import Sound, number, read_rgb, write_clip
 QUARANTINE = PinSettings(name="job-quarantine", models=("pinned-trail",), torch_threads=1, call_timeout_s=2)
 POISONED: Config = CONFIG.model_copy(update={"pins": (QUARANTINE,)})
 
-pytestmark = pytest.mark.usefixtures("test_models")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("test_models")]
 
 
 def test_segments_that_pins_die_of_or_hang_on_are_quarantined_and_all_else_is_finished(

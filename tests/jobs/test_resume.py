@@ -16,6 +16,8 @@ from tests.media import Sound, write_clip
 SEGMENTS = 12
 FRAMES = 180
 
+pytestmark = pytest.mark.long
+
 
 def arguments(folder: Path, output: Path) -> tuple[object, ...]:
     # Slow on purpose: a kill has to find segments at work.
