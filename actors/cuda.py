@@ -28,6 +28,8 @@ def uuid() -> str:
 
 def is_lost() -> bool:
     """Whether CUDA fails whatever this process asks of it, as it does for good after an illegal access or a reset."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
     try:
         torch.ones(1, device="cuda").add(1).item()
     except torch.OutOfMemoryError:

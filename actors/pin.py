@@ -262,7 +262,7 @@ class Pin:
 
         Its callers see a death, not an error of the model: they repeat their calls on the replica that comes up.
         """
-        if self._device == "cuda" and isinstance(error, RuntimeError) and cuda.is_lost():
+        if isinstance(error, RuntimeError) and cuda.is_lost():
             reason = f"CUDA is lost to its process ({str(error).splitlines()[0]})"
             log.error("pin %s: %s", self._settings.name, reason)
             self._writing.ends(reason)

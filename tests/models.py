@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Mapping
@@ -21,10 +20,9 @@ class Trail:
     """A stateful model: every result depends on every frame since the last cut.
 
     Params that make it misbehave, each at the batch that holds the frame with this time in ticks: `die_at` ends the
-    process, `raise_at` raises ValueError, `lose_at` raises what CUDA raises when it is lost, in a pin that takes
-    itself for one on CUDA from then on, `sleep_at` sleeps for `seconds`; with `once`, the path of a file that it
-    makes then, only while that file is not there; with `while`, only while that file is there. With `pause` every
-    frame takes that many seconds more.
+    process, `raise_at` raises ValueError, `lose_at` raises what CUDA raises when it is lost, `sleep_at` sleeps for
+    `seconds`; with `once`, the path of a file that it makes then, only while that file is not there; with `while`,
+    only while that file is there. With `pause` every frame takes that many seconds more.
 
     Carry:
         trail: uint16 [H,W,3].
@@ -74,8 +72,6 @@ def _misbehave(batch: FrameBatch, params: Mapping[str, Any]) -> None:
 
 
 def _lose_cuda() -> None:
-    for pin in (each for each in gc.get_objects() if type(each).__name__ == "Pin"):
-        pin._device = "cuda"
     cuda.is_lost = lambda: True
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
 

@@ -65,6 +65,9 @@ class Stage:
     def turn_begins(self, work: Work) -> None:
         self.turns.append(work.call.key)
 
+    def failed(self, error: Exception) -> None:
+        self.log.append(f"a turn failed: {type(error).__name__}")
+
     def ended(self, work: Work) -> None:
         self.finished.append(work.call.key)
 
@@ -221,6 +224,7 @@ def test_error_of_a_model_is_its_caller_s_alone() -> None:
         failed, done = await asyncio.gather(failing, fine, return_exceptions=True)
         assert isinstance(failed, ValueError)
         assert isinstance(done, Work)
+        assert "a turn failed: ValueError" in stage.log
 
     run(body)
 
