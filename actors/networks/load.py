@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.model import Dtype
-from actors.networks import raft, rrdb, rvm, srvgg
+from actors.networks import raft, rrdb, rvm, srvgg, transnetv2
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "rvm": rvm.build_rvm,
     "raft": raft.detect,
     "gma": raft.detect_gma,
+    "transnetv2": transnetv2.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
