@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.model import Dtype
-from actors.networks import raft, rrdb, rvm, srvgg, transnetv2
+from actors.networks import lama, raft, rrdb, rvm, srvgg, transnetv2
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "raft": raft.detect,
     "gma": raft.detect_gma,
     "transnetv2": transnetv2.detect,
+    "lama": lama.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
