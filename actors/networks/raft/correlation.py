@@ -15,7 +15,8 @@ LEVELS = 4
 class CorrelationPyramid:
     """Similarity of every pixel of the first map to every pixel of the second, at four sizes of the second.
 
-    Always float32, whatever the maps are: positions at half precision would be a sixteenth of a pixel off at 128.
+    Always float32, whatever the maps are: at half precision a position beyond 128 is a sixteenth of a pixel off.
+    Takes 5.4 * (h * w)^2 bytes a pair: 1.1 GB at 1280 x 720, 5.6 GB at 1920 x 1080.
 
     Args:
         first, second: features [B,C,h,w]; h and w at least 2^LEVELS.
@@ -25,8 +26,9 @@ class CorrelationPyramid:
     def __init__(self, first: Tensor, second: Tensor, radius: int) -> None:
         self.radius = radius
         batch, channels, h, w = first.shape
-        similar = first.float().flatten(2).transpose(1, 2) @ second.float().flatten(2)  # [B, h*w, h*w]
-        level = similar.reshape(batch * h * w, 1, h, w) / channels**0.5
+        # The small factor is scaled, not the large product, which there should be only once.
+        queries = first.float().flatten(2).transpose(1, 2) / channels**0.5  # [B, h*w, C]
+        level = (queries @ second.float().flatten(2)).view(batch * h * w, 1, h, w)
         self.levels = [level]
         for _ in range(LEVELS - 1):
             level = F.avg_pool2d(level, 2)

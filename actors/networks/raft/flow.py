@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from actors.networks.raft.correlation import LEVELS, CorrelationPyramid, pixel_grid
 from actors.networks.raft.encoders import Block, BottleneckBlock, Encoder, Norm, ResidualBlock, identity
@@ -18,12 +19,12 @@ ITERATIONS = 12
 class RAFT(nn.Module):
     """Recurrent all-pairs field transforms.
 
-    State-dict names are those of princeton-vl/RAFT. Frames are RGB in 0..255, both sides multiples of 8; the official
-    tools pad others by repeating their border, half on each side.
+    State-dict names are those of princeton-vl/RAFT. Frames are RGB in 0..255, both sides multiples of 8; `estimate`
+    takes any size.
 
-    In half precision positions, correlation and flow stay float32 and only convolutions run in half, as in the
-    authors' mixed precision; but the recurrence feeds rounding back, and the consumers of flow (ProPainter) run it in
-    float32, so that is what `half_safe` says.
+    In half precision only the convolutions run in half, as in the authors' mixed precision; positions, correlation
+    and flow stay float32. Still not called safe: every step feeds its rounding to the next, and users of flow
+    (ProPainter) keep to float32.
 
     Attributes:
         multiple_of: both sides of a frame must be multiples of this.
@@ -100,6 +101,23 @@ class RAFT(nn.Module):
             )
         if iters < 1:
             raise ValueError(f"iters must be at least 1, got {iters}")
+
+
+def estimate(network: RAFT, image1: Tensor, image2: Tensor, iters: int = ITERATIONS) -> Tensor:
+    """Flow of frames of any size: their borders are repeated, half on each side, as the official tools do.
+
+    Args, raises: as `RAFT.forward`, but for the sides.
+
+    Returns:
+        Flow (x, y) from image1 to image2 in pixels, [B,2,H,W] float32.
+    """
+    height, width = image1.shape[2:]
+    missing_y, missing_x = (max(network.minimum, s + -s % network.multiple_of) - s for s in (height, width))
+    top, left = missing_y // 2, missing_x // 2
+    around = (left, missing_x - left, top, missing_y - top)
+    flow: Tensor
+    _, flow = network(*(F.pad(image, around, mode="replicate") for image in (image1, image2)), iters=iters)
+    return flow[..., top : top + height, left : left + width]
 
 
 def detect(state: Mapping[str, Tensor]) -> RAFT | None:

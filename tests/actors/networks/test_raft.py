@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.networks.raft import GMA, RAFT, detect, detect_gma
+from actors.networks.raft import GMA, RAFT, detect, detect_gma, estimate
 from actors.networks.raft.correlation import CorrelationPyramid
 from actors.networks.raft.update import SMALL
 from tests.actors.networks import goldens
@@ -120,6 +120,19 @@ def test_a_flow_to_start_from_is_where_the_first_windows_are_taken(network: RAFT
     torch.testing.assert_close(zero, halfway, rtol=0, atol=0)
     onward, _ = network(image1, image2, iters=1, flow_init=halfway)
     assert (onward - halfway).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("height", "width"), [(136, 128), (131, 150), (20, 133)])
+def test_any_size_is_estimated_within_repeated_borders(network: RAFT, height: int, width: int) -> None:
+    image1, image2 = frames(1, height, width)
+    to_height, to_width = max(128, -(-height // 8) * 8), max(128, -(-width // 8) * 8)
+    top, left = (to_height - height) // 2, (to_width - width) // 2
+    y = torch.arange(-top, to_height - top).clamp(0, height - 1)
+    x = torch.arange(-left, to_width - left).clamp(0, width - 1)
+    _, full = network(image1[:, :, y][..., x], image2[:, :, y][..., x], iters=1)
+    expected = full[:, :, top : top + height, left : left + width]
+    assert torch.equal(estimate(network, image1, image2, iters=1), expected)
 
 
 def test_a_window_reads_the_correlation_at_its_positions() -> None:
