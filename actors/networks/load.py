@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.model import Dtype
-from actors.networks import rrdb, rvm, srvgg
+from actors.networks import lama, raft, rrdb, rvm, srvgg, transnetv2, x3d
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -23,6 +23,11 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "srvgg": srvgg.detect,
     "rrdb": rrdb.detect,
     "rvm": rvm.build_rvm,
+    "raft": raft.detect,
+    "gma": raft.detect_gma,
+    "transnetv2": transnetv2.detect,
+    "lama": lama.detect,
+    "x3d": x3d.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
