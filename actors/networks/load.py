@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from actors.model import Dtype
-from actors.networks import rrdb, rvm, srvgg
+from actors.networks import isnet, rrdb, rvm, srvgg, u2net
 from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
 
@@ -20,6 +20,8 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "srvgg": srvgg.detect,
     "rrdb": rrdb.detect,
     "rvm": rvm.build_rvm,
+    "u2net": u2net.detect,
+    "isnet": isnet.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
