@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from actors.model import Dtype
-from actors.networks import isnet, rrdb, rvm, srvgg, u2net
+from actors.networks import isnet, modnet, rrdb, rvm, srvgg, u2net
 from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
 
@@ -22,6 +22,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "rvm": rvm.build_rvm,
     "u2net": u2net.detect,
     "isnet": isnet.detect,
+    "modnet": modnet.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
@@ -110,6 +111,9 @@ def _fill(path: Path, kind: str, network: nn.Module, state: State) -> None:
         "has unknown": [key for key in state if key not in expected],
         "has in another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
     }
+    if not any(wrong.values()):
+        differ = [f"{a} = {b}" for a, b in _shared(expected) if not torch.equal(state[a], state[b])]
+        wrong["has two values for one tensor in"] = differ
     faults = [f"{word} {listing(keys)}" for word, keys in wrong.items() if keys]
     if faults:
         raise WeightsError(path.name, f"looks like {kind} but {'; '.join(faults)}")
@@ -118,3 +122,10 @@ def _fill(path: Path, kind: str, network: nn.Module, state: State) -> None:
     if bad:
         raise WeightsError(path.name, f"has values that are not numbers in {listing(bad)}", remedy="fetch it again")
     network.load_state_dict(state, strict=True)
+
+
+def _shared(state: State) -> list[tuple[str, str]]:
+    """Names that stand for the same tensor, each with the first of them."""
+    first: dict[int, str] = {}
+    pairs = [(first.setdefault(value.data_ptr(), key), key) for key, value in state.items()]
+    return [pair for pair in pairs if pair[0] != pair[1]]
