@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from actors.model import Dtype
-from actors.networks import isnet, modnet, rrdb, rvm, srvgg, u2net
+from actors.networks import bisenet, isnet, modnet, rrdb, rvm, srvgg, u2net
 from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
 
@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "u2net": u2net.detect,
     "isnet": isnet.detect,
     "modnet": modnet.detect,
+    "bisenet": bisenet.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
