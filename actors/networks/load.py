@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from actors.model import Dtype
-from actors.networks import bisenet, isnet, modnet, rrdb, rvm, srvgg, u2net
+from actors.networks import bisenet, ferplus, isnet, modnet, rrdb, rvm, srvgg, u2net
 from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
 
@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "isnet": isnet.detect,
     "modnet": modnet.detect,
     "bisenet": bisenet.detect,
+    "ferplus": ferplus.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
@@ -34,7 +35,7 @@ LEFTOVERS: Mapping[str, tuple[str, ...]] = {
     # Training's other networks.
     "lama": ("discriminator.", "loss_", "val_evaluator.", "test_evaluator."),
     # Constants of the ONNX graph, which are part of the network here.
-    "ferplus": ("Constant", "Dropout612_Output_0_reshape0_shape", "Parameter1367_reshape1_shape"),
+    "ferplus": ("Constant339", "Constant343", "Dropout612_Output_0_reshape0_shape", "Parameter1367_reshape1_shape"),
 }
 
 #: Arithmetic by its name in the configuration.
