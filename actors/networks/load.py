@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from actors.model import Dtype
-from actors.networks import bisenet, ferplus, isnet, modnet, rrdb, rvm, srvgg, u2net
+from actors.networks import birefnet, bisenet, ferplus, isnet, modnet, rrdb, rvm, srvgg, u2net
 from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
 
@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "modnet": modnet.detect,
     "bisenet": bisenet.detect,
     "ferplus": ferplus.detect,
+    "birefnet": birefnet.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
