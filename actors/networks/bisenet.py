@@ -13,6 +13,8 @@ CLASSES = (
     "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
     "earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "cloth", "hair", "hat",
 )  # fmt: skip
+#: More than any data set of segmentation has.
+MOST_CLASSES = 1000
 
 
 class ConvBNReLU(nn.Module):
@@ -167,9 +169,10 @@ class BiSeNet(nn.Module):
 def detect(state: Mapping[str, Tensor]) -> BiSeNet | None:
     """The network (weights not loaded) whose sizes this state dict has, or None if it is of another family."""
     head = state.get("conv_out.conv_out.weight")
-    if head is None or head.ndim != 4 or head.shape[1:] != (256, 1, 1) or "cp.resnet.conv1.weight" not in state:
+    if head is None or head.shape[1:] != (256, 1, 1) or "cp.resnet.conv1.weight" not in state:
         return None
-    return BiSeNet(head.shape[0])
+    # The bound keeps a file with one absurd shape from building an absurd network.
+    return BiSeNet(head.shape[0]) if head.shape[0] <= MOST_CLASSES else None
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ TYPES = {
 #: The format's own bound of its header.
 LARGEST_HEADER = 100_000_000
 
+Place = tuple[torch.dtype, torch.Size, int, int]
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of the file, by name (format: github.com/huggingface/safetensors).
@@ -31,30 +33,35 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is not of this format, or is cut off.
     """
-    content = bytearray(path.read_bytes())
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or not 2 <= length <= min(LARGEST_HEADER, len(content) - 8):
-        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-    header: Any = json.loads(content[8 : 8 + length])
-    if not isinstance(header, dict):
-        raise ValueError("its header is no table")
-    header.pop("__metadata__", None)
-    return {name: _tensor(name, place, content, 8 + length) for name, place in header.items()}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header: Any = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no table")
+        header.pop("__metadata__", None)
+        places = {name: _place(name, entry, size - 8 - length) for name, entry in header.items()}
+        # The format knows neither holes nor overlaps.
+        if sum(end - begin for _, _, begin, end in places.values()) != size - 8 - length:
+            raise ValueError(f"{size - 8 - length} bytes of numbers are not what the header says")
+        return {name: _read(file, 8 + length, *place) for name, place in places.items()}
 
 
-def _tensor(name: str, place: Any, content: bytearray, start: int) -> Tensor:
+def _place(name: str, entry: Any, size: int) -> Place:
+    """Type and shape of a tensor, and where it begins and ends among the numbers."""
     try:
-        dtype, shape, (begin, end) = TYPES[place["dtype"]], torch.Size(place["shape"]), place["data_offsets"]
+        dtype, shape, (begin, end) = TYPES[entry["dtype"]], torch.Size(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: its entry in the header is not readable: {place!r}"[:200]) from error
-    if not 0 <= begin <= end <= len(content) - start or end - begin != shape.numel() * dtype.itemsize:
-        raise ValueError(f"{name}: {list(shape)} of {place['dtype']} is not what lies at {begin}..{end}")
+        raise ValueError(f"{name}: its entry in the header is not readable: {entry!r}"[:200]) from error
+    if not 0 <= begin <= end <= size or end - begin != shape.numel() * dtype.itemsize:
+        raise ValueError(f"{name}: {list(shape)} of {entry['dtype']} is not what lies at {begin}..{end}")
+    return dtype, shape, begin, end
+
+
+def _read(file: BinaryIO, start: int, dtype: torch.dtype, shape: torch.Size, begin: int, end: int) -> Tensor:
     if begin == end:
         return torch.empty(shape, dtype=dtype)
-    # A copy, since numbers need not lie at a multiple of their size.
-    return (
-        torch.frombuffer(content, dtype=torch.uint8, count=end - begin, offset=start + begin)
-        .clone()
-        .view(dtype)
-        .reshape(shape)
-    )
+    file.seek(start + begin)
+    return torch.frombuffer(bytearray(file.read(end - begin)), dtype=dtype).reshape(shape)

@@ -282,6 +282,15 @@ def test_other_formats_cut_off_anywhere_are_named_errors(
         load_network(tmp_path / name)
 
 
+def test_safetensors_that_share_or_leave_bytes_are_a_named_error(tmp_path: Path) -> None:
+    place = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    for header, length in (({"x": place, "y": place}, 8), ({"x": place}, 12)):
+        text = json.dumps(header).encode()
+        (tmp_path / "net.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
+        with pytest.raises(WeightsError, match="not what the header says"):
+            load_network(tmp_path / "net.safetensors")
+
+
 @pytest.mark.parametrize(
     "place",
     [
