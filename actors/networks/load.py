@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from actors.model import Dtype
-from actors.networks import lama, raft, rrdb, rvm, srvgg, transnetv2, x3d
+from actors.networks import (
+    birefnet,
+    bisenet,
+    ferplus,
+    isnet,
+    lama,
+    modnet,
+    raft,
+    rrdb,
+    rvm,
+    srvgg,
+    transnetv2,
+    u2net,
+    x3d,
+)
+from actors.networks.checkpoint import State, listing, read_state
 from cluster.errors import WeightsError
-
-State = Mapping[str, Tensor]
 
 #: The known families in order of trial. Each is a function beside its network that returns the network in the sizes
 #: that the state dict shows, weights not loaded, or None when the keys are another family's.
@@ -23,6 +34,12 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "srvgg": srvgg.detect,
     "rrdb": rrdb.detect,
     "rvm": rvm.build_rvm,
+    "u2net": u2net.detect,
+    "isnet": isnet.detect,
+    "modnet": modnet.detect,
+    "bisenet": bisenet.detect,
+    "ferplus": ferplus.detect,
+    "birefnet": birefnet.detect,
     "raft": raft.detect,
     "gma": raft.detect_gma,
     "transnetv2": transnetv2.detect,
@@ -30,11 +47,16 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "x3d": x3d.detect,
 }
 
-#: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
-WRAPPERS = ("params_ema", "params", "state_dict")
-#: How many keys an error lists.
-SHOWN = 6
-
+#: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other
+#: unknown key refuses the file.
+LEFTOVERS: Mapping[str, tuple[str, ...]] = {
+    # The encoder of masks that supervises training.
+    "isnet": ("gt_encoder.",),
+    # Training's other networks.
+    "lama": ("discriminator.", "loss_", "val_evaluator.", "test_evaluator."),
+    # Constants of the ONNX graph, which are part of the network here.
+    "ferplus": ("Constant339", "Constant343", "Dropout612_Output_0_reshape0_shape", "Parameter1367_reshape1_shape"),
+}
 
 #: Arithmetic by its name in the configuration.
 DTYPES: Mapping[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -84,59 +106,23 @@ def load_blend(first: Path, second: Path, strength: float) -> Loaded:
     if differ:
         raise WeightsError(
             second.name,
-            f"is not the same network as {first.name}: they differ in {_listing(differ)}",
+            f"is not the same network as {first.name}: they differ in {listing(differ)}",
             remedy="fetch both files of this model again",
         )
     return _build(first, {key: strength * a[key].float() + (1.0 - strength) * b[key].float() for key in a})
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, without wrappers and without the `module.` prefix of DataParallel.
-
-    Nothing in the file is executed: only tensors and plain containers are unpickled.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds something else.
-    """
-    if not path.is_file():
-        raise WeightsError(path.name, f"no such file in {path.parent}", remedy="fetch or import it first")
-    if _is_torchscript(path):
-        raise WeightsError(
-            path.name, "is a TorchScript archive (a program), not a state dict", remedy="use the .pth checkpoint"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch documents no exception types: a damaged file raises nearly any
-        raise WeightsError(
-            path.name,
-            f"is not a readable PyTorch checkpoint ({_first_line(error)})",
-            remedy="it is cut off, another format, or holds code, which is never run; fetch it again",
-        ) from error
-    while isinstance(content, Mapping) and (name := next((w for w in WRAPPERS if w in content), None)):
-        content = content[name]
-    return _checked_state(path, content)
-
-
-def _checked_state(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(path.name, f"holds a {type(content).__name__}, not a state dict")
-    alien = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if alien:
-        raise WeightsError(path.name, f"is not a state dict: not tensors: {_listing(alien)}")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
 def _build(path: Path, state: State) -> Loaded:
     for kind, detect in FAMILIES.items():
         network = detect(state)
         if network is not None:
-            _fill(path, kind, network, state)
+            dropped = LEFTOVERS.get(kind, ())
+            _fill(path, kind, network, {key: value for key, value in state.items() if not key.startswith(dropped)})
             scale = network.scale if isinstance(network, srvgg.SRVGGNetCompact | rrdb.RRDBNet) else 1
             return Loaded(network.eval().requires_grad_(False), kind, scale)
     keys = [f"{key} {list(value.shape)}" for key, value in state.items()]
     raise WeightsError(
-        path.name, f"is none of the known networks ({', '.join(FAMILIES)}); its {len(keys)} keys: {_listing(keys)}"
+        path.name, f"is none of the known networks ({', '.join(FAMILIES)}); its {len(keys)} keys: {listing(keys)}"
     )
 
 
@@ -147,28 +133,21 @@ def _fill(path: Path, kind: str, network: nn.Module, state: State) -> None:
         "has unknown": [key for key in state if key not in expected],
         "has in another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
     }
-    faults = [f"{word} {_listing(keys)}" for word, keys in wrong.items() if keys]
+    if not any(wrong.values()):
+        differ = [f"{a} = {b}" for a, b in _shared(expected) if not torch.equal(state[a], state[b])]
+        wrong["has two values for one tensor in"] = differ
+    faults = [f"{word} {listing(keys)}" for word, keys in wrong.items() if keys]
     if faults:
         raise WeightsError(path.name, f"looks like {kind} but {'; '.join(faults)}")
     # A key of the right name can still be NaN or infinite in a damaged file: black frames that nobody reports.
     bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if bad:
-        raise WeightsError(path.name, f"has values that are not numbers in {_listing(bad)}", remedy="fetch it again")
+        raise WeightsError(path.name, f"has values that are not numbers in {listing(bad)}", remedy="fetch it again")
     network.load_state_dict(state, strict=True)
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def _shared(state: State) -> list[tuple[str, str]]:
+    """Names that stand for the same tensor, each with the first of them."""
+    first: dict[int, str] = {}
+    pairs = [(first.setdefault(value.data_ptr(), key), key) for key, value in state.items()]
+    return [pair for pair in pairs if pair[0] != pair[1]]

@@ -67,6 +67,11 @@ def check_keys(shared: Path, entry: str, network: nn.Module) -> None:
     assert [[name, list(value.shape)] for name, value in network.state_dict().items()] == official
 
 
+def millions(network: nn.Module) -> float:
+    """Parameters in millions, rounded as the official figures are."""
+    return round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2)
+
+
 def dead_parameters(network: nn.Module, call: Callable[[], Iterable[Tensor]]) -> set[str]:
     """Names of the parameters on which no output depends: those with a zero gradient of a random sum of all outputs.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.networks import load
+from actors.networks.checkpoint import PREFIXES, read_state
 from actors.networks.load import load_blend, load_network
 from actors.networks.rrdb import RRDBNet
 from actors.networks.rvm import MattingNetwork
 from actors.networks.rvm.matting import Variant
 from actors.networks.srvgg import SRVGGNetCompact
 from cluster.errors import WeightsError
+from tests.actors.networks.onnxwriter import onnx_model
 
 Wrapped = dict[str, Any]
 
@@ -38,16 +43,51 @@ def assert_same(network: torch.nn.Module, state: dict[str, Tensor]) -> None:
         assert torch.equal(loaded[key], value), key
 
 
-@pytest.mark.parametrize("wrap", ["bare", "params", "params_ema", "state_dict", "module."])
+WRAPS: dict[str, Callable[[dict[str, Tensor]], Wrapped]] = {
+    "bare": lambda state: state,
+    "params": lambda state: {"params": state},
+    "params_ema": lambda state: {"params_ema": state},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "gen_state_dict": lambda state: {"gen_state_dict": state},
+    "model_state": lambda state: {"model_state": state, "optimizer_state": {"lr": 0.1}, "cfg": "text"},
+    "netG": lambda state: {"netG": state},
+    "module.": lambda state: {"state_dict": prefixed("module.", state)},
+    "module._orig_mod.": lambda state: prefixed("module._orig_mod.", state),
+    "Lightning, net.": lambda state: {"epoch": 1, "callbacks": {"best": "x"}, "state_dict": prefixed("net.", state)},
+    "Lightning, generator.": lambda state: {"state_dict": prefixed("generator.", state)},
+}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path, state: dict[str, Tensor], wrap: str) -> None:
-    content: Wrapped = {wrap: state}
-    if wrap == "bare":
-        content = state
-    elif wrap == "module.":
-        content = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
-    loaded = load_network(save(tmp_path / "net.pth", content))
+    loaded = load_network(save(tmp_path / "net.pth", WRAPS[wrap](state)))
     assert (loaded.kind, loaded.scale) == ("srvgg", 2)
     assert_same(loaded.network, state)
+
+
+def test_no_official_name_begins_like_a_prefix(shared: Path) -> None:
+    keys = json.loads((shared / "goldens" / "keys.json").read_text())
+    assert not [(net, name) for net, names in keys.items() for name, _ in names if name.startswith(PREFIXES)]
+
+
+def test_keys_with_and_without_a_prefix_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = save(tmp_path / "net.pth", {**state, "net.body.0.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"has keys with 'net\.' and without: body\.0\.weight"):
+        load_network(path)
+
+
+def test_only_the_leftovers_of_its_own_family_are_dropped(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "net.pth", {**prefixed("net.", state), "gt_encoder.conv.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"looks like srvgg but has unknown gt_encoder\.conv\.weight"):
+        load_network(path)
+    monkeypatch.setattr(load, "LEFTOVERS", {"srvgg": ("gt_encoder.",)})
+    assert_same(load_network(path).network, state)
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -167,6 +207,108 @@ def test_a_torchscript_archive_is_a_named_error(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_state_dict_is_a_named_error(tmp_path: Path, content: object) -> None:
     with pytest.raises(WeightsError, match=r"net\.pth: .*not a state dict"):
         load_network(save(tmp_path / "net.pth", content))
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("big-lama.pt", "huggingface.co/smartywu/big-lama"),
+        ("anime-manga-big-lama.pt", "dreMaz/AnimeMangaInpainting/resolve/main/lama_large_512px.ckpt"),
+        ("rvm_mobilenetv3_fp32.torchscript", "v1.0.0/rvm_mobilenetv3.pth"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_known_torchscript_archive_is_refused_with_the_right_address(tmp_path: Path, name: str, address: str) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / name))
+    with pytest.raises(WeightsError, match="TorchScript") as caught:
+        load_network(tmp_path / name)
+    assert address in caught.value.remedy
+
+
+def safetensors(state: Wrapped, kinds: dict[torch.dtype, str]) -> bytes:
+    header: Wrapped = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, value in state.items():
+        raw = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        place = [len(body), len(body) + len(raw)]
+        header[name] = {"dtype": kinds[value.dtype], "shape": list(value.shape), "data_offsets": place}
+        body += raw
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def test_safetensors_load_in_every_type(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    path = tmp_path / "model.safetensors"
+    for dtype in kinds:
+        cast = {key: value.to(dtype) for key, value in state.items()}
+        path.write_bytes(safetensors(cast, kinds))
+        assert_same(load_network(path).network, {key: value.float() for key, value in cast.items()})
+
+
+def test_numbers_at_odd_places_of_a_safetensors_file_are_read(tmp_path: Path) -> None:
+    state = {"flag": torch.tensor([True]), "count": torch.tensor(7), "none": torch.zeros(0, 3), "x": torch.rand(2, 3)}
+    kinds = {torch.bool: "BOOL", torch.int64: "I64", torch.float32: "F32"}
+    (tmp_path / "model.safetensors").write_bytes(safetensors(state, kinds))
+    read = read_state(tmp_path / "model.safetensors")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in state.items())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_initialisers_of_an_onnx_file_are_read(tmp_path: Path, packed: bool) -> None:
+    state = {"Parameter3": torch.rand(4, 1, 3, 3), "Constant5": torch.tensor(255.0), "shape": torch.tensor([-1, 4096])}
+    (tmp_path / "net.onnx").write_bytes(onnx_model(state, packed=packed))
+    read = read_state(tmp_path / "net.onnx")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], value) for key, value in state.items())
+
+
+def test_a_real_onnx_file_is_read_and_refused_as_no_known_network(shared: Path) -> None:
+    path = shared / "weights" / "selfie_segmentation.onnx"
+    assert sum(value.numel() for value in read_state(path).values()) > 100_000
+    with pytest.raises(WeightsError, match="is none of the known networks"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 9, 100, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["net.safetensors", "net.onnx"])
+def test_other_formats_cut_off_anywhere_are_named_errors(
+    tmp_path: Path, state: dict[str, Tensor], name: str, keep: float
+) -> None:
+    content = onnx_model(state) if name.endswith("onnx") else safetensors(state, {torch.float32: "F32"})
+    (tmp_path / name).write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(WeightsError, match=rf"{name}: is not a readable (safetensors|ONNX) checkpoint"):
+        load_network(tmp_path / name)
+
+
+def test_safetensors_that_share_or_leave_bytes_are_a_named_error(tmp_path: Path) -> None:
+    place = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    for header, length in (({"x": place, "y": place}, 8), ({"x": place}, 12)):
+        text = json.dumps(header).encode()
+        (tmp_path / "net.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
+        with pytest.raises(WeightsError, match="not what the header says"):
+            load_network(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+        {"dtype": "F4", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2]},
+        7,
+    ],
+    ids=str,
+)
+def test_a_safetensors_header_that_lies_is_a_named_error(tmp_path: Path, place: object) -> None:
+    text = json.dumps({"x": place}).encode()
+    (tmp_path / "net.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(WeightsError, match="is not a readable safetensors checkpoint"):
+        load_network(tmp_path / "net.safetensors")
 
 
 def test_a_missing_file_is_a_named_error(tmp_path: Path) -> None:
