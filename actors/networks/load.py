@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actors.model import Dtype
 from actors.networks import rrdb, rvm, srvgg
-from actors.networks.inpaint import e2fgvi, flow_completion, propainter
+from actors.networks.inpaint import e2fgvi, flow_completion, propainter, sttn
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -27,6 +27,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "propainter": propainter.detect,
     "propainter_flow": flow_completion.detect,
     "e2fgvi": e2fgvi.detect,
+    "sttn": sttn.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.
