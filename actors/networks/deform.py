@@ -77,7 +77,7 @@ def deform_conv2d(
     tap = torch.arange(taps, device=x.device).view(-1, 1, 1)
     ys = torch.arange(rows, device=x.device).view(1, -1, 1) * sy - py + tap // kw * dy
     xs = torch.arange(columns, device=x.device).view(1, 1, -1) * sx - px + tap % kw * dx
-    offset = offset.view(batch * fields, taps, 2, rows, columns)
+    offset = offset.reshape(batch * fields, taps, 2, rows, columns)
     picture = x.reshape(batch * fields, channels // fields, height, width)
     kernel = weight.reshape(groups, outs // groups, per_group * taps)
 
@@ -92,7 +92,7 @@ def deform_conv2d(
         sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if mask is not None:
             sampled = sampled * mask[:, :, part].reshape(batch * fields, 1, -1, columns)
-        taken = sampled.view(batch, groups, per_group * taps, -1)  # [B, groups, C/groups*kh*kw, rows*Wo]
+        taken = sampled.reshape(batch, groups, per_group * taps, -1)  # [B, groups, C/groups*kh*kw, rows*Wo]
         bands.append((kernel @ taken).view(batch, outs, -1, columns))
     y = torch.cat(bands, 2)
     return (y if bias is None else y + bias.view(-1, 1, 1)).to(dtype)
