@@ -20,7 +20,8 @@ class P3DBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1)), nn.LeakyReLU(0.2)
+            nn.Conv3d(in_channels, out_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1)),
+            nn.LeakyReLU(0.2, inplace=True),
         )
         self.conv2 = nn.Sequential(nn.Conv3d(out_channels, out_channels, (3, 1, 1), 1, (2, 0, 0), (2, 1, 1)))
 
@@ -32,18 +33,18 @@ class P3DBlock(nn.Module):
 def _p3d_stage(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         P3DBlock(in_channels, in_channels, 1),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
         P3DBlock(in_channels, out_channels, 2),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
     )
 
 
 def _up_stage(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 3, padding=1),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
         UpConv(in_channels, out_channels),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
     )
 
 
@@ -52,8 +53,8 @@ class EdgeDetector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.projection = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.LeakyReLU(0.2))
-        self.mid_layer_1 = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.LeakyReLU(0.2))
+        self.projection = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.LeakyReLU(0.2, inplace=True))
+        self.mid_layer_1 = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.LeakyReLU(0.2, inplace=True))
         self.mid_layer_2 = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
         self.out_layer = nn.Conv2d(16, 1, 1)
 
@@ -79,18 +80,18 @@ class FlowCompletion(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.downsample = nn.Sequential(
-            nn.Conv3d(3, 32, (1, 5, 5), (1, 2, 2), (0, 2, 2), padding_mode="replicate"), nn.LeakyReLU(0.2)
+            nn.Conv3d(3, 32, (1, 5, 5), (1, 2, 2), (0, 2, 2), padding_mode="replicate"), nn.LeakyReLU(0.2, inplace=True)
         )
         self.encoder1 = _p3d_stage(32, 64)  # 1/4
         self.encoder2 = _p3d_stage(64, 128)  # 1/8
         dilated: list[nn.Module] = []
         for d in (3, 2, 1):
-            dilated += [nn.Conv3d(128, 128, (1, 3, 3), 1, (0, d, d), (1, d, d)), nn.LeakyReLU(0.2)]
+            dilated += [nn.Conv3d(128, 128, (1, 3, 3), 1, (0, d, d), (1, d, d)), nn.LeakyReLU(0.2, inplace=True)]
         self.mid_dilation = nn.Sequential(*dilated)
         self.feat_prop_module = SecondOrderPropagation(128, reach=5, guided=False)
         self.decoder2 = _up_stage(128, 64)
         self.decoder1 = _up_stage(64, 32)
-        self.upsample = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2), UpConv(32, 2))
+        self.upsample = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), UpConv(32, 2))
         self.edgeDetector = EdgeDetector()
 
     def forward(self, flows: Flows, masks: Tensor) -> Flows:

@@ -27,9 +27,10 @@ def consistent(flow: Tensor, opposite: Tensor) -> Tensor:
     Returns:
         [N,1,H,W] in flow's dtype.
     """
-    returned = warp(opposite, flow)
-    apart = (flow + returned).square().sum(1, keepdim=True)
-    length = flow.square().sum(1, keepdim=True) + returned.square().sum(1, keepdim=True)
+    there = flow.float()  # the square of 256 pixels is beyond a half
+    returned = warp(opposite.float(), there)
+    apart = (there + returned).square().sum(1, keepdim=True)
+    length = there.square().sum(1, keepdim=True) + returned.square().sum(1, keepdim=True)
     return (apart < 0.01 * length + 0.5).to(flow.dtype)
 
 

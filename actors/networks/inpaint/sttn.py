@@ -27,7 +27,9 @@ class PatchAttention(nn.Module):
         self.query_embedding = nn.Conv2d(_FEATURES, _FEATURES, 1)
         self.value_embedding = nn.Conv2d(_FEATURES, _FEATURES, 1)
         self.key_embedding = nn.Conv2d(_FEATURES, _FEATURES, 1)
-        self.output_linear = nn.Sequential(nn.Conv2d(_FEATURES, _FEATURES, 3, padding=1), nn.LeakyReLU(0.2))
+        self.output_linear = nn.Sequential(
+            nn.Conv2d(_FEATURES, _FEATURES, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,256,60,108] -> the same shape."""
@@ -61,9 +63,9 @@ class _FeedForward(nn.Module):
         super().__init__()
         self.conv = nn.Sequential(
             nn.Conv2d(_FEATURES, _FEATURES, 3, padding=2, dilation=2),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(_FEATURES, _FEATURES, 3, padding=1),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class STTN(nn.Module):
         self.transformer = nn.Sequential(*(_Block() for _ in range(blocks)))
         layers: list[nn.Module] = []
         for in_channels, out_channels, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 2), (128, _FEATURES, 1)):
-            layers += [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         self.encoder = nn.Sequential(*layers)
         self.decoder = frame_decoder(_FEATURES)
 
