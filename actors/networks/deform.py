@@ -65,9 +65,9 @@ def deform_conv2d(
     if mask is not None and mask.shape != (batch, fields * taps, rows, columns):
         raise ValueError(f"mask must be {[batch, fields * taps, rows, columns]}, got {list(mask.shape)}")
 
-    dtype = x.dtype
-    x, offset, weight = (_at_least_float32(tensor) for tensor in (x, offset, weight))
-    bias, mask = (None if tensor is None else _at_least_float32(tensor) for tensor in (bias, mask))
+    dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    x, offset, weight = (tensor.to(wide) for tensor in (x, offset, weight))
+    bias, mask = (None if tensor is None else tensor.to(wide) for tensor in (bias, mask))
     operator = _torchvision_operator() if x.is_cuda else None
     if operator is not None:
         result: Tensor = operator(x, offset, weight, bias, (sy, sx), (py, px), (dy, dx), mask)
@@ -105,10 +105,6 @@ def _torchvision_operator() -> Any:
         return importlib.import_module("torchvision.ops").deform_conv2d
     except (ImportError, RuntimeError, OSError):
         return None
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _pair(size: Size) -> tuple[int, int]:
