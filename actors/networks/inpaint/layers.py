@@ -55,16 +55,14 @@ class GroupedSkipEncoder(nn.Module):
             nn.Conv2d(256 + 512, 384, 3, padding=1, groups=4),
             nn.Conv2d(256 + 384, 256, 3, padding=1, groups=8),
             nn.Conv2d(256 + 256, 128, 3, padding=1),
-        )
+        ).append(nn.LeakyReLU(0.2, inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.layers[:8](x)
         y = self.layers[8:10](skip)
         for at, groups in ((10, 2), (12, 4), (14, 8), (16, 1)):
-            y = torch.cat([torch.unflatten(skip, 1, (groups, -1)), torch.unflatten(y, 1, (groups, -1))], 2).flatten(
-                1, 2
-            )
-            y = F.leaky_relu(self.layers[at](y), 0.2)
+            both = [torch.unflatten(part, 1, (groups, -1)) for part in (skip, y)]
+            y = self.layers[at : at + 2](torch.cat(both, 2).flatten(1, 2))
         result: Tensor = y
         return result
 
@@ -81,8 +79,9 @@ def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding_mode: str = "z
     """
     height, width = x.shape[2:]
     pixels, last = _pixels(height, width, x.device)
-    grid = 2 * (pixels + flow.float().permute(0, 2, 3, 1)) / last - 1
-    return F.grid_sample(x.float(), grid, mode=mode, padding_mode=padding_mode, align_corners=True).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grid = 2 * (pixels + flow.to(wide).permute(0, 2, 3, 1)) / last - 1
+    return F.grid_sample(x.to(wide), grid, mode=mode, padding_mode=padding_mode, align_corners=True).to(x.dtype)
 
 
 @lru_cache(maxsize=16)

@@ -27,21 +27,21 @@ def consistent(flow: Tensor, opposite: Tensor) -> Tensor:
     Returns:
         [N,1,H,W] in flow's dtype.
     """
-    there = flow.float()  # the square of 256 pixels is beyond a half
-    returned = warp(opposite.float(), there)
+    wide = torch.promote_types(flow.dtype, torch.float32)  # the square of 256 pixels is beyond a half
+    there = flow.to(wide)
+    returned = warp(opposite.to(wide), there)
     apart = (there + returned).square().sum(1, keepdim=True)
     length = there.square().sum(1, keepdim=True) + returned.square().sum(1, keepdim=True)
     return (apart < 0.01 * length + 0.5).to(flow.dtype)
 
 
-def propagate_pixels(frames: Tensor, flows: Flows, masks: Tensor, mode: str = "nearest") -> tuple[Tensor, Tensor]:
+def propagate_pixels(frames: Tensor, flows: Flows, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Fills holes with the very pixels that other frames show there: backward through the clip, then forward.
 
     Args:
         frames: [B,T,C,H,W], holes zero.
         flows: completed.
         masks: [B,T,1,H,W], 1 in holes.
-        mode: of `grid_sample` for the pixels.
 
     Returns:
         frames, only meaningful inside of the masks; and masks of what is still missing.
@@ -55,7 +55,7 @@ def propagate_pixels(frames: Tensor, flows: Flows, masks: Tensor, mode: str = "n
             flow, valid = (pair[0 if backward else 1][:, min(here, source)] for pair in (flows, sound))
             known = valid * (1 - _binary(warp(holes[source], flow)))
             take = _binary(holes[here] * known)
-            now[here] = take * warp(now[source], flow, mode) + (1 - take) * now[here]
+            now[here] = take * warp(now[source], flow, "nearest") + (1 - take) * now[here]
             holes[here] = _binary(holes[here] * (1 - known))
     return torch.stack(now, 1), torch.stack(holes, 1)
 
