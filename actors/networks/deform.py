@@ -65,9 +65,9 @@ def deform_conv2d(
     if mask is not None and mask.shape != (batch, fields * taps, rows, columns):
         raise ValueError(f"mask must be {[batch, fields * taps, rows, columns]}, got {list(mask.shape)}")
 
-    dtype = x.dtype
-    x, offset, weight = (_at_least_float32(tensor) for tensor in (x, offset, weight))
-    bias, mask = (None if tensor is None else _at_least_float32(tensor) for tensor in (bias, mask))
+    dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    x, offset, weight = (tensor.to(wide) for tensor in (x, offset, weight))
+    bias, mask = (None if tensor is None else tensor.to(wide) for tensor in (bias, mask))
     operator = _torchvision_operator() if x.is_cuda else None
     if operator is not None:
         result: Tensor = operator(x, offset, weight, bias, (sy, sx), (py, px), (dy, dx), mask)
@@ -77,7 +77,7 @@ def deform_conv2d(
     tap = torch.arange(taps, device=x.device).view(-1, 1, 1)
     ys = torch.arange(rows, device=x.device).view(1, -1, 1) * sy - py + tap // kw * dy
     xs = torch.arange(columns, device=x.device).view(1, 1, -1) * sx - px + tap % kw * dx
-    offset = offset.view(batch * fields, taps, 2, rows, columns)
+    offset = offset.reshape(batch * fields, taps, 2, rows, columns)
     picture = x.reshape(batch * fields, channels // fields, height, width)
     kernel = weight.reshape(groups, outs // groups, per_group * taps)
 
@@ -92,7 +92,7 @@ def deform_conv2d(
         sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if mask is not None:
             sampled = sampled * mask[:, :, part].reshape(batch * fields, 1, -1, columns)
-        taken = sampled.view(batch, groups, per_group * taps, -1)  # [B, groups, C/groups*kh*kw, rows*Wo]
+        taken = sampled.reshape(batch, groups, per_group * taps, -1)  # [B, groups, C/groups*kh*kw, rows*Wo]
         bands.append((kernel @ taken).view(batch, outs, -1, columns))
     y = torch.cat(bands, 2)
     return (y if bias is None else y + bias.view(-1, 1, 1)).to(dtype)
@@ -105,10 +105,6 @@ def _torchvision_operator() -> Any:
         return importlib.import_module("torchvision.ops").deform_conv2d
     except (ImportError, RuntimeError, OSError):
         return None
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from actors.networks import (
     x3d,
 )
 from actors.networks.checkpoint import State, listing, read_state
+from actors.networks.inpaint import e2fgvi, flow_completion, propainter, sttn
 from cluster.errors import WeightsError
 
 #: The known families in order of trial. Each is a function beside its network that returns the network in the sizes
@@ -45,6 +46,10 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "transnetv2": transnetv2.detect,
     "lama": lama.detect,
     "x3d": x3d.detect,
+    "propainter": propainter.detect,
+    "propainter_flow": flow_completion.detect,
+    "e2fgvi": e2fgvi.detect,
+    "sttn": sttn.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other

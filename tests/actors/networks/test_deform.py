@@ -70,3 +70,11 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         deform_conv2d(x, offset, weight)
     with pytest.raises(ValueError, match="mask must be"):
         deform_conv2d(x, offset, weight, padding=1, mask=offset)
+
+
+def test_the_memory_format_makes_no_difference() -> None:
+    x, weight = torch.rand(2, 8, 6, 7), torch.rand(4, 4, 3, 3)
+    offset, mask = torch.randn(2, 2 * 9 * 4, 6, 7), torch.rand(2, 9 * 4, 6, 7)
+    plain = deform_conv2d(x, offset, weight, padding=1, mask=mask)
+    x, offset, weight, mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset, weight, mask))
+    torch.testing.assert_close(deform_conv2d(x, offset, weight, padding=1, mask=mask), plain)

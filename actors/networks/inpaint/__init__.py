@@ -1,0 +1,1 @@
+"""Video inpainting: ProPainter with its flow completion, E2FGVI, STTN."""
