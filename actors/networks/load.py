@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actors.model import Dtype
 from actors.networks import rrdb, rvm, srvgg
-from actors.networks.tracking import xmem
+from actors.networks.tracking import cutie, xmem
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "rrdb": rrdb.detect,
     "rvm": rvm.build_rvm,
     "xmem": xmem.detect,
+    "cutie": cutie.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.

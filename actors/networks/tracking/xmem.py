@@ -145,14 +145,15 @@ class UpsampleBlock(nn.Module):
 class Decoder(nn.Module):
     """What is recalled of each object to its logits [n,1,h,w] at 1/4 and its sensory memory."""
 
-    def __init__(self, image: tuple[int, int, int], value: int, hidden: int) -> None:
+    def __init__(self, image: tuple[int, int, int], value: int, hidden: int, width: int) -> None:
         super().__init__()
         c4, c8, c16 = image
-        self.fuser = FeatureFusion(c16, value + hidden, 512)
-        self.hidden_update = MultiScaleGRU((512, 256, 256 + 1), 256, hidden)
-        self.up_16_8 = UpsampleBlock(c8, 512, 256)
-        self.up_8_4 = UpsampleBlock(c4, 256, 256)
-        self.pred = nn.Conv2d(256, 1, 3, padding=1)
+        half = width // 2
+        self.fuser = FeatureFusion(c16, value + hidden, width)
+        self.hidden_update = MultiScaleGRU((width, half, half + 1), half, hidden)
+        self.up_16_8 = UpsampleBlock(c8, width, half)
+        self.up_8_4 = UpsampleBlock(c4, half, half)
+        self.pred = nn.Conv2d(half, 1, 3, padding=1)
 
     def forward(
         self, features: tuple[Tensor, Tensor, Tensor], recalled: Tensor, sensory: Tensor, *, update: bool
@@ -173,6 +174,10 @@ class XMem(nn.Module):
     Frames are RGB in 0..1 less ImageNet's mean, by its deviation. The authors let the shorter side be 480 at most;
     larger frames cost memory and gain nothing. Sides need not be multiples of anything: frames are padded.
 
+    Args:
+        key, value, hidden: channels of keys, of values and of sensory memory.
+        width: channels of the decoder at 1/16.
+
     Attributes:
         multiple_of: of sides; 1, as steps pad to multiples of 16.
         half_safe: similarities and soft aggregation are computed in float32 whatever the weights are.
@@ -181,14 +186,14 @@ class XMem(nn.Module):
     multiple_of = 1
     half_safe = True
 
-    def __init__(self, key: int = 64, value: int = 512, hidden: int = 64) -> None:
+    def __init__(self, key: int = 64, value: int = 512, hidden: int = 64, width: int = 512) -> None:
         super().__init__()
         self.hidden = hidden
         self.key_encoder = KeyEncoder()
         image = self.key_encoder.channels
         self.value_encoder = ValueEncoder(image[-1], value, hidden)
         self.key_proj = KeyProjection(image[-1], key)
-        self.decoder = Decoder(image, value, hidden)
+        self.decoder = Decoder(image, value, hidden, width)
 
     def step(
         self, frame: Tensor, mask: Mask | None, memory: XMemMemory | None, limits: Limits = LIMITS
@@ -258,6 +263,7 @@ def detect(state: Mapping[str, Tensor]) -> XMem | None:
     key = state.get("key_proj.key_proj.weight")
     value = state.get("value_encoder.fuser.block2.conv2.weight")
     gates = state.get("decoder.hidden_update.transform.weight")
-    if key is None or value is None or gates is None:
+    width = state.get("decoder.fuser.block2.conv2.weight")
+    if key is None or value is None or gates is None or width is None:
         return None
-    return XMem(len(key), len(value), len(gates) // 3)
+    return XMem(len(key), len(value), len(gates) // 3, len(width))

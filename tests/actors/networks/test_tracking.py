@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actors.networks.tracking import xmem
 from actors.networks.tracking.bank import Bank, Limits, Projected, Tokens, fresh, store_frame
+from actors.networks.tracking.cutie import Cutie, CutieMemory
 from actors.networks.tracking.masks import Mask, from_labels
 from actors.networks.tracking.xmem import XMem, XMemMemory
 from tests.actors.networks import goldens
@@ -34,7 +35,8 @@ class Tracker:
 
 BANKS = Limits(every=3, top_k=8, max_frames=4, min_frames=2, prototypes=4, max_long=13, long_spare=2)
 TRACKERS = {
-    "xmem": Tracker(lambda: XMem(key=8, value=32, hidden=8), XMemMemory, BANKS, gain=1.2),
+    "xmem": Tracker(lambda: XMem(key=8, value=32, hidden=8, width=32), XMemMemory, BANKS, gain=1.2),
+    "cutie": Tracker(lambda: Cutie("resnet18", channels=32, key=8), CutieMemory, replace(BANKS, stagger=2)),
 }
 
 

@@ -69,9 +69,9 @@ def test_state_dict_has_the_official_names_shapes_and_order(network: XMem, share
     goldens.check_keys(shared, "xmem", network)
 
 
-@pytest.mark.parametrize(("key", "value", "hidden"), [(64, 512, 64), (16, 64, 8)])
-def test_a_state_dict_alone_tells_its_network(key: int, value: int, hidden: int) -> None:
-    state = XMem(key, value, hidden).state_dict()
+@pytest.mark.parametrize("sizes", [(64, 512, 64, 512), (16, 64, 8, 32)])
+def test_a_state_dict_alone_tells_its_network(sizes: tuple[int, int, int, int]) -> None:
+    state = XMem(*sizes).state_dict()
     built = xmem.detect(state)
     assert built is not None
     built.load_state_dict(state, strict=True)
