@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actors.model import Dtype
 from actors.networks import rrdb, rvm, srvgg
-from actors.networks.tracking import cutie, xmem
+from actors.networks.tracking import cutie, deaot, xmem
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "rvm": rvm.build_rvm,
     "xmem": xmem.detect,
     "cutie": cutie.detect,
+    "deaot": deaot.detect,
 }
 
 #: What training frameworks wrap a state dict in; the averaged weights are preferred, as the official tools do.

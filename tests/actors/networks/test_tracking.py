@@ -15,6 +15,7 @@ from torch import Tensor
 from actors.networks.tracking import xmem
 from actors.networks.tracking.bank import Bank, Limits, Projected, Tokens, fresh, store_frame
 from actors.networks.tracking.cutie import Cutie, CutieMemory
+from actors.networks.tracking.deaot import DeAOT, DeAOTLimits, DeAOTMemory
 from actors.networks.tracking.masks import Mask, from_labels
 from actors.networks.tracking.xmem import XMem, XMemMemory
 from tests.actors.networks import goldens
@@ -37,6 +38,9 @@ BANKS = Limits(every=3, top_k=8, max_frames=4, min_frames=2, prototypes=4, max_l
 TRACKERS = {
     "xmem": Tracker(lambda: XMem(key=8, value=32, hidden=8, width=32), XMemMemory, BANKS, gain=1.2),
     "cutie": Tracker(lambda: Cutie("resnet18", channels=32, key=8), CutieMemory, replace(BANKS, stagger=2)),
+    "deaot": Tracker(
+        lambda: DeAOT(layers=2, channels=32), DeAOTMemory, DeAOTLimits(every=3, max_frames=4), gain=1.4, size=(33, 49)
+    ),
 }
 
 
@@ -185,7 +189,7 @@ def test_what_cannot_be_is_an_error_that_says_why(network: Any, tracker: Tracker
     with pytest.raises(ValueError, match="first frame of a video needs a mask"):
         network.step(frame_at(0, size), None, None, tracker.limits)
     *_, (_, memory) = walk(network, tracker, None, range(1))
-    with pytest.raises(ValueError, match="frames of 2x3 places of 16 pixels, the frame has 4x3"):
+    with pytest.raises(ValueError, match=r"frames of \dx\d places of 16 pixels, the frame has \dx\d"):
         network.step(frame_at(1, (size[0] + 32, size[1])), None, memory, tracker.limits)
     with pytest.raises(ValueError, match="lack"):
         tracker.memory.from_arrays({"time": np.int64(3)})
