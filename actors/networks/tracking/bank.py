@@ -44,8 +44,9 @@ class Limits:
     stagger: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.every, self.top_k, self.min_frames, self.prototypes, self.stagger) < 1 or self.long_spare < 0:
-            raise ValueError(f"every, top_k, min_frames, prototypes and stagger are at least 1: {self}")
+        counts = (self.every, self.top_k, self.max_frames, self.min_frames, self.prototypes, self.stagger)
+        if min(counts) < 1 or self.long_spare < 0:
+            raise ValueError(f"all but long_spare are at least 1: {self}")
         if self.max_frames <= self.min_frames and self.long_term:
             raise ValueError(f"max_frames {self.max_frames} must be greater than min_frames {self.min_frames}")
         if self.max_long < self.prototypes + self.long_spare + 1 and self.long_term:
@@ -57,7 +58,7 @@ class Tokens(Value):
     """N tokens of K objects; the last dimension of every tensor is N.
 
     Attributes:
-        key: [Ck,N]; shrinkage: [1,N], how sharply it matches; value: [K,Cv,N].
+        key: [Ck,N]; shrinkage: float32 [1,N], how sharply it matches; value: [K,Cv,N].
         selection: [Ck,N], how much each channel matters as a query; [0,N] for prototypes, which are none.
         use, life: float32 [N], attention received, and readings lived through.
     """
@@ -186,5 +187,5 @@ def consolidated(tokens: Tokens, prototypes: int) -> Tokens:
     index = (tokens.use / tokens.life).topk(min(prototypes, len(tokens))).indices
     key = tokens.key[:, index]
     affinity = similarities(tokens.key, tokens.shrinkage, key, tokens.selection[:, index]).softmax(0)
-    affinity = affinity.to(tokens.value.dtype)
-    return fresh(key, tokens.shrinkage @ affinity, tokens.value @ affinity, tokens.selection[:0, index])
+    value = tokens.value @ affinity.to(tokens.value.dtype)
+    return fresh(key, tokens.shrinkage @ affinity, value, tokens.selection[:0, index])

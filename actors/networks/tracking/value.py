@@ -78,8 +78,8 @@ def _restored(hint: Any, name: str, arrays: Arrays, device: torch.device | str) 
     if name not in arrays:
         raise ValueError(f"the arrays lack {name}: they are not this tracker's memory")
     if hint is Tensor:
-        # A copy: the array may be a read-only view of shared memory, and of any alignment.
-        return torch.from_numpy(np.array(arrays[name])).clone().to(device)
+        # A copy in torch's own alignment: the array may be a read-only view of shared memory.
+        return torch.tensor(arrays[name], device=device)
     return tuple(int(x) for x in arrays[name]) if item is int else int(arrays[name])
 
 

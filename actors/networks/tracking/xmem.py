@@ -200,9 +200,9 @@ class XMem(nn.Module):
     ) -> tuple[Tensor, XMemMemory]:
         """Segments the next frame.
 
-        Objects of a later mask that are new form a bank of their own, as in Cutie; the official code stops when
-        long-term memory is full in this case. Its long-term memory is the only one: without it, this one too is
-        bounded, by the newest `max_frames`.
+        Objects of a later mask that are new form a bank of their own, as in Cutie. The official code consolidates them
+        by what the first objects use, and stops when long-term memory is full in this case; else, and for objects that
+        came together, the two agree. Without long-term memory the official one grows; this one keeps `max_frames`.
 
         Args:
             frame: [3,H,W], of one size throughout a video.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.networks.load import load_network
 from actors.networks.tracking import xmem
 from actors.networks.tracking.bank import Bank, Limits, Projected, Tokens, fresh, store_frame
 from actors.networks.tracking.cutie import Cutie, CutieMemory
@@ -182,6 +184,40 @@ def test_a_corrected_object_is_where_the_mask_says_and_others_where_they_were_se
     assert not (prob[1][planes[0] > 0] > 0.01).any()
     elsewhere = (planes[0] == 0) & (predicted.argmax(0) == 1) & (predicted[1] > 0.6)
     assert (prob.argmax(0)[elsewhere] == 1).all()
+
+
+def test_the_layout_of_the_weights_changes_nothing_but_the_last_bits(network: Any, tracker: Tracker) -> None:
+    other = deepcopy(network).to(memory_format=torch.channels_last)
+    stays = carried = plain = None
+    for time in range(8):
+        [(expected, plain)] = walk(network, tracker, plain, range(time, time + 1))
+        [(prob, stays)] = walk(other, tracker, stays, range(time, time + 1))
+        [(through_numpy, carried)] = walk(other, tracker, carried, range(time, time + 1))
+        carried = tracker.memory.from_arrays(carried.to_arrays())
+        torch.testing.assert_close(prob, expected, rtol=0, atol=1e-4)
+        assert torch.equal(prob, through_numpy)
+
+
+def test_halves_stay_halves_and_near(network: Any, tracker: Tracker) -> None:
+    assert network.half_safe
+    half = deepcopy(network).half()
+    memory = single = None
+    for time in range(tracker.limits.every * tracker.limits.max_frames + 2):
+        frame = frame_at(time, tracker.size)
+        mask = from_labels(labels_at(0, tracker.size), (4, 7)) if time == 0 else None
+        prob, memory = half.step(frame.half(), mask, memory, tracker.limits)
+        expected, single = network.step(frame, mask, single, tracker.limits)
+        assert prob.dtype == torch.float32 and prob.isfinite().all()
+        # Later, labels and prototypes may be chosen otherwise where weights are random and nothing is clear.
+        assert time > 2 or (prob - expected).abs().max() < 0.02, time
+    assert_equal(memory, tracker.memory.from_arrays(memory.to_arrays()))
+
+
+def test_the_loader_knows_it_by_its_keys(network: Any, tracker: Tracker, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    loaded = load_network(tmp_path / "net.pth")
+    assert type(loaded.network) is type(network)
+    assert TRACKERS[loaded.kind] is tracker
 
 
 def test_what_cannot_be_is_an_error_that_says_why(network: Any, tracker: Tracker) -> None:

@@ -29,9 +29,10 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("inv_freq", temperature ** -(torch.arange(0, half, 2).float() / half))
 
     def forward(self, height: int, width: int) -> Tensor:
-        y = sine_positions(height, self.inv_freq, self.scale)[:, None].expand(-1, width, -1)
-        x = sine_positions(width, self.inv_freq, self.scale)[None].expand(height, -1, -1)
-        return torch.cat([x, y], -1)
+        frequencies = self.inv_freq.float()
+        y = sine_positions(height, frequencies, self.scale)[:, None].expand(-1, width, -1)
+        x = sine_positions(width, frequencies, self.scale)[None].expand(height, -1, -1)
+        return torch.cat([x, y], -1).to(self.inv_freq.dtype)
 
 
 class CrossAttention(nn.Module):
