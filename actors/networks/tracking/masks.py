@@ -25,17 +25,25 @@ class Mask:
         if not self.objects or len(set(self.objects)) != len(self.objects):
             raise ValueError(f"a mask shows one or more objects, each once, not {self.objects}")
         if self.planes.ndim != 3 or len(self.planes) != len(self.objects):
-            raise ValueError(f"{len(self.objects)} objects need planes [{len(self.objects)},H,W], not "
-                             f"{list(self.planes.shape)}")  # fmt: skip
+            shape = list(self.planes.shape)
+            raise ValueError(f"{len(self.objects)} objects need planes [{len(self.objects)},H,W], not {shape}")
 
     @property
     def covered(self) -> Tensor:
         """bool [H,W]: where the mask says something, so that no other object can be there."""
         return self.planes.sum(0) > 0.5
 
-    def padded(self, padding: Padding, like: Tensor) -> Mask:
-        """Grown by zeros, in the type and on the device of `like`."""
-        return Mask(self.objects, F.pad(self.planes.to(like), padding))
+    def padded(self, padding: Padding, image: Tensor) -> Mask:
+        """Grown by zeros, as float32, on the device of the padded image [...,H,W].
+
+        Raises:
+            ValueError: it is not of the image's size.
+        """
+        planes = F.pad(self.planes.to(image.device, torch.float32), padding)
+        if planes.shape[-2:] != image.shape[-2:]:
+            (height, width), size = self.planes.shape[-2:], list(cropped(image, padding).shape[-2:])
+            raise ValueError(f"the mask is {height}x{width}, its frame {size[0]}x{size[1]}")
+        return Mask(self.objects, planes)
 
 
 def from_labels(labels: Tensor, objects: tuple[int, ...]) -> Mask:

@@ -62,5 +62,10 @@ def other_objects(planes: Tensor) -> Tensor:
     return planes.sum(0, keepdim=True) - planes
 
 
+def grown(states: Tensor, objects: int) -> Tensor:
+    """States [k,...] of the known objects with zeros for the new ones, [objects,...]."""
+    return torch.cat([states, states.new_zeros(objects - len(states), *states.shape[1:])])
+
+
 def upsampled(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)

@@ -37,7 +37,10 @@ class Value:
         return sum(content.nbytes for _, content in self._leaves() if isinstance(content, Tensor))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The whole content by dotted names, tensors on the CPU; plain numpy types, for `savez` without pickle."""
+        """The whole content by dotted names, in plain numpy types, for `savez` without pickle.
+
+        Arrays of tensors on the CPU are views of them: not to be written to.
+        """
         return {
             name: content.detach().cpu().numpy() if isinstance(content, Tensor) else np.asarray(content, np.int64)
             for name, content in self._leaves()

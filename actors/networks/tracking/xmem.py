@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from actors.networks.resnet import BasicBlock, Bottleneck, Trunk
 from actors.networks.tracking.bank import Bank, Limits, Projected, store_frame
 from actors.networks.tracking.masks import Mask, all_objects, check_size, cropped, merged, padding_to, soft_aggregation
-from actors.networks.tracking.objects import MultiScaleGRU, ResBlock, SensoryGRU, other_objects, upsampled
+from actors.networks.tracking.objects import MultiScaleGRU, ResBlock, SensoryGRU, grown, other_objects, upsampled
 from actors.networks.tracking.value import Value
 
 LIMITS = Limits()
@@ -57,9 +57,7 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         squeezed = channels // reduction
-        self.mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels, squeezed), nn.ReLU(), nn.Linear(squeezed, channels)
-        )  # fmt: skip
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, squeezed), nn.ReLU(), nn.Linear(squeezed, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         gate: Tensor = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))
@@ -180,7 +178,8 @@ class XMem(nn.Module):
 
     Attributes:
         multiple_of: of sides; 1, as steps pad to multiples of 16.
-        half_safe: similarities and soft aggregation are computed in float32 whatever the weights are.
+        half_safe: the authors evaluate in mixed precision; similarities and soft aggregation are computed in float32
+            whatever the weights are.
     """
 
     multiple_of = 1
@@ -213,7 +212,7 @@ class XMem(nn.Module):
             Probabilities float32 [1+n,H,W] of the background and `memory.objects`, and the memory after this frame.
 
         Raises:
-            ValueError: the first frame has no mask, or the memory is of frames of another size.
+            ValueError: the first frame has no mask, or the mask or the memory is of another size.
         """
         padding = padding_to(frame.shape[-2], frame.shape[-1], 16)
         image = F.pad(frame[None], padding)
@@ -233,7 +232,7 @@ class XMem(nn.Module):
             prob = soft_aggregation(upsampled(logits, 4)[:, 0].sigmoid()).softmax(0)
         if mask is not None:
             prob = soft_aggregation(merged(prob, memory.objects, mask.padded(padding, image))).softmax(0)
-            sensory = F.pad(sensory, (0, 0, 0, 0, 0, 0, 0, len(objects) - len(sensory)))
+            sensory = grown(sensory, len(objects))
         assert prob is not None  # there are objects, and either they were segmented or the mask shows them all
         if store:
             value, sensory = self.value_encoder.encode(image, features[-1], sensory, prob[1:].to(image))
@@ -260,10 +259,9 @@ def survivors(usage: Tensor, keep: int) -> Tensor:
 
 def detect(state: Mapping[str, Tensor]) -> XMem | None:
     """The network (weights not loaded) whose sizes this state dict has, or None if it is of another family."""
-    key = state.get("key_proj.key_proj.weight")
-    value = state.get("value_encoder.fuser.block2.conv2.weight")
-    gates = state.get("decoder.hidden_update.transform.weight")
-    width = state.get("decoder.fuser.block2.conv2.weight")
-    if key is None or value is None or gates is None or width is None:
+    names = ("key_proj.key_proj", "value_encoder.fuser.block2.conv2", "decoder.hidden_update.transform")
+    found = [state.get(f"{name}.weight") for name in (*names, "decoder.fuser.block2.conv2")]
+    key, value, gates, width = (len(weight) if weight is not None and weight.ndim == 4 else 0 for weight in found)
+    if min(key, gates // 3) < 1 or min(value, width) < 16:
         return None
-    return XMem(len(key), len(value), len(gates) // 3, len(width))
+    return XMem(key, value, gates // 3, width)

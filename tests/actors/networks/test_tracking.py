@@ -210,6 +210,9 @@ def test_halves_stay_halves_and_near(network: Any, tracker: Tracker) -> None:
         assert prob.dtype == torch.float32 and prob.isfinite().all()
         # Later, labels and prototypes may be chosen otherwise where weights are random and nothing is clear.
         assert time > 2 or (prob - expected).abs().max() < 0.02, time
+    late = from_labels(labels_at(0, tracker.size), (4, 5))
+    prob, memory = half.step(frame.half(), late, memory, tracker.limits)
+    assert prob.dtype == torch.float32 and prob.isfinite().all()
     assert_equal(memory, tracker.memory.from_arrays(memory.to_arrays()))
 
 
@@ -227,6 +230,8 @@ def test_what_cannot_be_is_an_error_that_says_why(network: Any, tracker: Tracker
     *_, (_, memory) = walk(network, tracker, None, range(1))
     with pytest.raises(ValueError, match=r"frames of \dx\d places of 16 pixels, the frame has \dx\d"):
         network.step(frame_at(1, (size[0] + 32, size[1])), None, memory, tracker.limits)
+    with pytest.raises(ValueError, match=rf"the mask is {size[0]}x20, its frame {size[0]}x{size[1]}"):
+        network.step(frame_at(0, size), Mask((4,), torch.zeros(1, size[0], 20)), None, tracker.limits)
     with pytest.raises(ValueError, match="lack"):
         tracker.memory.from_arrays({"time": np.int64(3)})
     with pytest.raises(ValueError, match="each once"):

@@ -14,7 +14,7 @@ from actors.networks.resnet import BasicBlock, Bottleneck, Trunk
 from actors.networks.rvm.normalise import ImageNetNormalise
 from actors.networks.tracking.bank import Bank, Limits, Projected, store_frame
 from actors.networks.tracking.cutie.layers import MaskDecoder, MaskEncoder, PixelFuser
-from actors.networks.tracking.cutie.transformer import QUERIES, ObjectSummarizer, ObjectTransformer
+from actors.networks.tracking.cutie.transformer import HEADS, QUERIES, ObjectSummarizer, ObjectTransformer
 from actors.networks.tracking.masks import (
     Mask,
     all_objects,
@@ -24,7 +24,7 @@ from actors.networks.tracking.masks import (
     padding_to,
     soft_aggregation,
 )
-from actors.networks.tracking.objects import upsampled
+from actors.networks.tracking.objects import grown, upsampled
 from actors.networks.tracking.value import Value
 
 Encoder = Literal["resnet50", "resnet18"]
@@ -78,7 +78,8 @@ class Cutie(nn.Module):
 
     Attributes:
         multiple_of: of sides; 1, as steps pad to multiples of 16.
-        half_safe: similarities, soft aggregation and summaries are computed in float32 whatever the weights are.
+        half_safe: the authors offer mixed precision; similarities, soft aggregation and summaries are computed in
+            float32 whatever the weights are.
     """
 
     multiple_of = 1
@@ -119,7 +120,7 @@ class Cutie(nn.Module):
             Probabilities float32 [1+n,H,W] of the background and `memory.objects`, and the memory after this frame.
 
         Raises:
-            ValueError: the first frame has no mask, or the memory is of frames of another size.
+            ValueError: the first frame has no mask, or the mask or the memory is of another size.
         """
         padding = padding_to(frame.shape[-2], frame.shape[-1], 16)
         # The border is padded before it is normalised: black, not grey.
@@ -145,9 +146,8 @@ class Cutie(nn.Module):
         planes = prob[1:].to(image)
         seen, summaries = F.avg_pool2d(planes, 16), memory.summaries
         if store:
-            new = len(objects) - len(sensory)
-            value, sensory = self.mask_encoder.encode(image, pixel, F.pad(sensory, (*[0] * 7, new)), planes)
-            summaries = F.pad(summaries, (*[0] * 5, new)) + self.object_summarizer(seen, value)
+            value, sensory = self.mask_encoder.encode(image, pixel, grown(sensory, len(objects)), planes)
+            summaries = grown(summaries, len(objects)) + self.object_summarizer(seen, value)
             banks = store_frame(banks, projected, value, limits, survivors)
         stored = time if store else memory.stored
         return cropped(prob, padding), CutieMemory(time, stored, objects, sensory, summaries, seen, banks)
@@ -196,6 +196,8 @@ def detect(state: Mapping[str, Tensor]) -> Cutie | None:
     """The network (weights not loaded) whose sizes this state dict has, or None if it is of another family."""
     projection, key = state.get("pix_feat_proj.weight"), state.get("key_proj.key_proj.weight")
     if projection is None or key is None or "object_summarizer.input_proj.weight" not in state:
+        return None
+    if projection.ndim != 4 or key.ndim != 4 or len(projection) % HEADS:
         return None
     channels, features = projection.shape[:2]
     return Cutie("resnet50" if features == 1024 else "resnet18", channels, len(key))

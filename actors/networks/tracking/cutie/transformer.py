@@ -10,7 +10,7 @@ from actors.networks.tracking.cutie.layers import ChannelResBlock
 from actors.networks.tracking.masks import sine_positions, soft_aggregation
 
 QUERIES = 16
-_HEADS = 8
+HEADS = 8
 _BLOCKS = 3
 
 
@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, *, norm: bool) -> None:
         super().__init__()
-        self.cross_attn = nn.MultiheadAttention(channels, _HEADS, batch_first=True)
+        self.cross_attn = nn.MultiheadAttention(channels, HEADS, batch_first=True)
         self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
 
     def forward(
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(channels, _HEADS, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(channels, HEADS, batch_first=True)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
@@ -114,9 +114,7 @@ class ObjectTransformer(nn.Module):
         self.pixel_emb_proj = nn.Conv2d(channels, channels, 1)
         self.spatial_pe = PositionalEncoding(channels)
         self.blocks = nn.ModuleList(Block(channels) for _ in range(_BLOCKS))
-        self.mask_pred = nn.ModuleList(
-            nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 1, 1)) for _ in range(_BLOCKS + 1)
-        )  # fmt: skip
+        self.mask_pred = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 1, 1)) for _ in range(_BLOCKS + 1))
 
     def forward(self, pixel: Tensor, summaries: Tensor) -> tuple[Tensor, list[Tensor]]:
         """pixel [n,C,h,w] and summaries [n,Q,C+1] of objects that exclude each other.
@@ -147,7 +145,7 @@ def _blocked(logits: Tensor) -> Tensor:
     foreground = (aggregated[1:] >= aggregated.amax(0)).flatten(1)
     blocked = torch.stack([~foreground, foreground], 1)
     blocked = blocked & ~blocked.all(-1, keepdim=True)
-    return blocked.repeat_interleave(QUERIES // 2, 1).repeat_interleave(_HEADS, 0)
+    return blocked.repeat_interleave(QUERIES // 2, 1).repeat_interleave(HEADS, 0)
 
 
 class ObjectSummarizer(nn.Module):

@@ -18,6 +18,8 @@ from actors.networks.tracking.value import Value
 
 Encoder = Literal["mobilenetv2", "resnet50"]
 _STRIDE = 16
+#: Of channels, in the decoder's norms.
+_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-        self.gn = nn.GroupNorm(8, out_channels)
+        self.gn = nn.GroupNorm(_GROUPS, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.gn(self.conv(x)))
@@ -109,7 +111,8 @@ class DeAOT(nn.Module):
     Attributes:
         multiple_of: sides are one more than multiples of it: corners stay aligned at all strides.
         max_objects: how many it can tell apart.
-        half_safe: nothing in it leaves the range of a half; logits are made full size in float32.
+        half_safe: the authors offer mixed precision; logits are made full size in float32. The labels found are fed
+            back, so that small differences can grow where nothing is clear.
     """
 
     multiple_of = _STRIDE
@@ -141,8 +144,9 @@ class DeAOT(nn.Module):
 
     def identify(self, prob: Tensor) -> Tensor:
         """Which object is where, [h,w,C], from probabilities [1+n,H,W]: the likeliest one alone counts."""
-        present = F.one_hot(prob.argmax(0), self.max_objects + 1).permute(2, 0, 1)[None]
-        embedding = self.patch_wise_id_bank(present.to(self.patch_wise_id_bank.weight.dtype))
+        channels = torch.arange(self.max_objects + 1, device=prob.device)[:, None, None]
+        present = (prob.argmax(0) == channels).to(self.patch_wise_id_bank.weight.dtype)
+        embedding = self.patch_wise_id_bank(present[None])
         y: Tensor = self.id_norm(embedding[0].permute(1, 2, 0))
         return y
 
@@ -161,7 +165,7 @@ class DeAOT(nn.Module):
 
         Raises:
             ValueError: the first frame has no mask, there are too many objects, sides are not one more than multiples
-                of 16, or the memory is of frames of another size.
+                of 16, or the mask or the memory is of another size.
         """
         _check_sides(frame)
         features, top = self.encode(frame[None])
@@ -178,9 +182,9 @@ class DeAOT(nn.Module):
             logits = self.decoder(propagated, features)[:, : 1 + len(memory.objects)]
             prob = _resized(logits.float(), frame)[0].softmax(0)
         if mask is not None:
-            planes = merged(prob, memory.objects, Mask(mask.objects, mask.planes.to(frame.device, torch.float32)))
+            planes = merged(prob, memory.objects, mask.padded((0, 0, 0, 0), frame))
             planes = planes / planes.sum(0).clamp(min=1)
-            prob = torch.cat([1 - planes.sum(0, keepdim=True), planes])
+            prob = torch.cat([(1 - planes.sum(0, keepdim=True)).clamp(min=0), planes])
             last = self.LSTT.referred(x, self.identify(prob))
         else:
             assert prob is not None  # there are objects, and no mask that would show them all
@@ -230,6 +234,8 @@ def detect(state: Mapping[str, Tensor]) -> DeAOT | None:
     while f"LSTT.layers.{layers}.linear_QV.weight" in state:
         layers += 1
     if projector is None or bank is None or not layers:
+        return None
+    if projector.ndim != 4 or bank.ndim != 4 or len(projector) % (2 * _GROUPS):
         return None
     if "encoder.features.0.0.weight" in state:
         encoder: Encoder = "mobilenetv2"
