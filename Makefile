@@ -8,8 +8,8 @@
 PYTHON ?= python3
 TORCH ?=
 PYTEST_ARGS ?=
-# Test processes: three on two cores, because long tests wait for Ray most of the time.
-PROCESSES ?= 3
+# Test processes: more than two Rays at a time cost more than they gain.
+PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +35,7 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
 
 test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev ## ruff, mypy (strict), import contracts
 	$(BIN)/ruff check .

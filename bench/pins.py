@@ -103,14 +103,15 @@ class Asking(Probe):
 
 
 def compare(bench: Bench, case: Case, ray: int, share: float) -> Iterator[Row]:
-    """A row per layout."""
+    """A row per layout, paces of the first one's."""
     frames = bench.frames if case.name == "heavy" else light_frames(bench)
     clip = bench.clip(frames, case.size)
-    jobs = {layout: bench.job(case, clip, layout) for layout in LAYOUTS}
-    pace: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
-    memory: dict[str, list[Row]] = {layout: [] for layout in LAYOUTS}
-    served: dict[str, list[Served]] = {layout: [] for layout in LAYOUTS}
-    for layout in LAYOUTS:
+    layouts = bench.layouts
+    jobs = {layout: bench.job(case, clip, layout) for layout in layouts}
+    pace: dict[str, list[float]] = {layout: [] for layout in layouts}
+    memory: dict[str, list[Row]] = {layout: [] for layout in layouts}
+    served: dict[str, list[Served]] = {layout: [] for layout in layouts}
+    for layout in layouts:
         bench.job(case, bench.clip(WARM_FRAMES, case.size), layout).run("warm-up", ray)
     for number in range(bench.rounds):
         for layout, job in jobs.items():
@@ -121,14 +122,14 @@ def compare(bench: Bench, case: Case, ray: int, share: float) -> Iterator[Row]:
             job.run(f"asked-{number}", ray, asking)
             served[layout] += asking.served
             bench.say(f"{case.name}, {layout}: {pace[layout][-1]:.2f} frames/s, {len(asking.served)} requests")
-    for layout in LAYOUTS:
+    for layout in layouts:
         waits = [one.waited for one in served[layout]]
         yield {
             "pins": layout,
             "networks": case.label,
             "frames": frames,
             "fps": statistics.median(pace[layout]),
-            "of_each": statistics.median(a / b for a, b in zip(pace[layout], pace["each"], strict=True)),
+            f"of_{layouts[0]}": statistics.median(a / b for a, b in zip(pace[layout], pace[layouts[0]], strict=True)),
             **{key: statistics.median(one[key] for one in memory[layout]) for key in memory[layout][0]},
             "requests": len(waits),
             **({"wait_p50_s": quantile(waits, 0.5), "wait_p95_s": quantile(waits, 0.95)} if waits else {}),
@@ -177,6 +178,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help=f"torch's, in a pin ({cores}, one a core)")
     parser.add_argument("--share", type=float, default=0.2, help="of the time that a request is on its way (0.2)")
+    parser.add_argument("--pins", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="layouts; both unless given")
     parser.add_argument("--clip", type=Path, help="a video to take frames from")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     args = parser.parse_args(argv)
@@ -193,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {**machine(), "torch_threads": args.threads}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="troupe-bench-") as folder:
-        bench = Bench(Path(folder), args.frames, args.rounds, args.threads, LAYOUTS, args.clip, None, say)
+        bench = Bench(Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, None, say)
         with staying_ray(bench.weights) as ray:
             if "heavy" in args.networks:
                 rows += compare(bench, bench.chosen_heavy(), ray, args.share)

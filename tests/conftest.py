@@ -18,9 +18,15 @@ _SOAK = "soak count"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a test that is `long` go first, so that several test processes end together."""
+    """Where several processes test, those that use the shared Ray stay in one, and each other file stays whole.
+
+    They go first, then files with a test that is `long`, so that all processes end together.
+    """
+    sharing = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
     long = {item.path for item in items if item.get_closest_marker("long")}
-    items.sort(key=lambda item: item.path not in long)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("shared Ray" if item.path in sharing else str(item.path)))
+    items.sort(key=lambda item: (item.path not in sharing, item.path not in long))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,7 +55,13 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """States the counts of the soak tests that ran, in whichever process."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
-    counts = {report.nodeid: value for report in reports for name, value in report.user_properties if name == _SOAK}
+    # Behind the @ stands the process' group.
+    counts = {
+        report.nodeid.partition("@")[0]: value
+        for report in reports
+        for name, value in report.user_properties
+        if name == _SOAK
+    }
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")
         for test, count in counts.items():
