@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from actors import cuda
 from actors.catalogue import CARDS
 from actors.frames import Carry, FrameBatch
 from actors.model import Card, Model, Setup
@@ -72,6 +71,8 @@ def _misbehave(batch: FrameBatch, params: Mapping[str, Any]) -> None:
 
 
 def _lose_cuda() -> None:
+    from actors import cuda  # torch, which a pin has and other workers need not wait for
+
     cuda.is_lost = lambda: True
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
 
