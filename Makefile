@@ -8,7 +8,7 @@
 PYTHON ?= python3
 TORCH ?=
 PYTEST_ARGS ?=
-# Test processes: more than two Rays at a time cost more than they gain.
+# Test processes: one for what needs Ray, one for the rest.
 PROCESSES ?= 2
 
 VENV := .venv

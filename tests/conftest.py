@@ -18,15 +18,15 @@ _SOAK = "soak count"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes test, those that use the shared Ray stay in one, and each other file stays whole.
-
-    They go first, then files with a test that is `long`, so that all processes end together.
-    """
-    sharing = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
-    long = {item.path for item in items if item.get_closest_marker("long")}
+    """Where two processes test, one has all files that start or share a Ray, which keep two cores busy by themselves."""
+    with_ray = {
+        item.path
+        for item in items
+        if item.get_closest_marker("ray") or "local_ray" in getattr(item, "fixturenames", ())
+    }
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("shared Ray" if item.path in sharing else str(item.path)))
-    items.sort(key=lambda item: (item.path not in sharing, item.path not in long))
+        item.add_marker(pytest.mark.xdist_group("Ray" if item.path in with_ray else str(item.path)))
+    items.sort(key=lambda item: item.path not in with_ray)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ from tests.conftest import SoakCount
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 @pytest.mark.soak

@@ -11,7 +11,7 @@ from ray import serve as ray_serve
 from bench.load import Served, quantile
 from bench.priority import against_fakes, arguments, ideal_waits, table
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -23,37 +23,43 @@ from bench.memory import measure_job
 from bench.processes import cpu_by_name, pss_by_name, tree
 from bench.restage import main
 from bench.written import counting
+from tests.conftest import SoakCount
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def rows() -> dict[str, dict[str, Any]]:
-    """What the command prints for the comparisons, by part."""
+Row = dict[str, Any]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_every_part_runs_real_jobs_and_counts_what_it_says(soak_count: SoakCount) -> None:
+    parts = dict(list(CHECKS.items())[: soak_count(1, len(CHECKS))])
     tiny = ["--frames", "2", "--rounds", "1", "--threads", "1", "--pins", "one", "--networks", "light"]
-    chosen = ["--part", "a", "b", "c", "--heavy", "realesr-animevideov3@64x48", "--json"]
+    chosen = ["--part", *parts, "--heavy", "realesr-animevideov3@64x48", "--json"]
     command = [sys.executable, "-m", "bench.restage", *tiny, *chosen]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["cpu"]
-    assert [row["part"] for row in report["rows"]] == ["a", "b", "c"]
-    return {row["part"]: row for row in report["rows"]}
+    assert {row["part"] for row in report["rows"]} == set(parts)
+    for row in report["rows"]:
+        parts[row["part"]](row)
 
 
-def test_job_and_networks_do_the_same_frames(rows: dict[str, dict[str, Any]]) -> None:
-    row = rows["a"]
+def check_networks(row: Row) -> None:
+    """The job and its bare networks did the same frames."""
     assert row["frames"] == 2
     assert row["ratio"] == pytest.approx(row["job_fps"] / row["bare_fps"])
     assert set(row["stage_seconds"]) >= {"decode", "realesr-animevideov3", "rvm-mobilenetv3", "compose", "encode"}
     assert row["startup_s"] > 0
 
 
-def test_recipe_takes_every_step_and_leaves_more_bytes_than_its_result(rows: dict[str, dict[str, Any]]) -> None:
-    row = rows["b"]
+def check_recipe(row: Row) -> None:
+    """The recipe took every step and left more bytes than its result."""
     assert set(row["recipe_seconds"]) == {
         "decode to PNG", "upscale folder", "encode", "matte, encode", "overlay, encode"
     }  # fmt: skip
@@ -62,12 +68,15 @@ def test_recipe_takes_every_step_and_leaves_more_bytes_than_its_result(rows: dic
     assert row["ratio"] == pytest.approx(row["recipe_s"] / row["job_s"])
 
 
-def test_draft_and_graph_are_paced_without_their_start(rows: dict[str, dict[str, Any]]) -> None:
-    row = rows["c"]
+def check_graph(row: Row) -> None:
+    """The draft and the graph were paced without their start."""
     assert row["frames"] == 80
     assert row["ratio"] == pytest.approx(row["job_fps"] / row["graph_fps"])
     assert row["job_cpu_ms"]
     assert row["graph_cpu_ms"] > 0
+
+
+CHECKS = {"c": check_graph, "a": check_networks, "b": check_recipe}
 
 
 def test_memory_covers_driver_ray_and_lane(tmp_path: Path) -> None:

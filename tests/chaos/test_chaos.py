@@ -40,7 +40,7 @@ SERVICES = ("ray::ActorLocationTracker", "ray::_AutoscalingCoordinatorActor", "r
 #: Half of the drivers die this early: before they have joined, or while lanes start.
 STARTING_SECONDS = 6.0
 
-pytestmark = [pytest.mark.long, pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtures("pins")]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtures("pins")]
 
 
 @pytest.fixture(scope="module")

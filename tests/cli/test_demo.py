@@ -16,7 +16,7 @@ from cli.demo import clip, stage
 from cli.demo.dancer import BEATS_PER_SECOND
 from tests.media import click_times, read_rgb
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 def test_clip_is_a_green_screen_with_a_figure_that_is_cut_out_clean(tmp_path: Path) -> None:

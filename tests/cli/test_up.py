@@ -21,7 +21,7 @@ from tests.jobs.command import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 TROUPE = ("-c", "from cli.main import app; app()")
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 @dataclass

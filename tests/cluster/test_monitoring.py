@@ -37,7 +37,7 @@ DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "troupe.json").read_
 #: Labels that Ray, or Prometheus, adds to every series.
 RAY_LABELS = {"NodeAddress", "WorkerId", "SessionName", "Version", "Component", "job", "instance", "le"}
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 def tool(name: str) -> str:

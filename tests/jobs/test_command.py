@@ -17,7 +17,7 @@ from tests.media import Sound, number, read_rgb, write_clip, write_green_screen
 
 DRAFT = ("--preset", "draft", "--matte", "none", "--scale", "1")
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ SETTINGS = {
 }
 NOBODY = "http://127.0.0.1:9/clip.mp4"
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path) -> None:

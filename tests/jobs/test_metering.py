@@ -18,7 +18,7 @@ from tests.jobs.performing import CONFIG, Performing, tasks_of
 
 PIN = PinSettings(name="job-metering", models=("pinned-trail",), torch_threads=1)
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("test_models")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("test_models")]
 
 
 @pytest.fixture

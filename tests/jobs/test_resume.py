@@ -16,7 +16,7 @@ from tests.media import Sound, write_clip
 SEGMENTS = 12
 FRAMES = 180
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.ray
 
 
 def arguments(folder: Path, output: Path) -> tuple[object, ...]:
@@ -61,7 +61,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
     unkilled: tuple[Path, bytes], soak_count: SoakCount, joining: dict[str, str]
 ) -> None:
     folder, expected = unkilled
-    count = soak_count(3, 20)
+    count = soak_count(2, 20)
     dice = random.Random(5)
     # From planning (-1) over every number of finished segments to assembly, evenly, and a moment later.
     for trial in range(count):
@@ -69,7 +69,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         delay = dice.random() * 0.4
         output = folder / f"killed-{trial}"
         # On a Ray of its own, which dies with it, and on a cluster, whose lanes may live on for a moment.
-        environment = joining if trial % 3 else {}
+        environment = joining if trial % 2 else {}
         killed = Command(*arguments(folder, output), environment=environment)
         wait_until(
             lambda o=output, m=moment: len(journal(o)) >= m if m >= 0 else any(o.glob(".troupe/*/")),
