@@ -18,7 +18,7 @@ _SOAK = "soak count"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes test, one has all files that start or share a Ray, which keep two cores busy by themselves."""
+    """Where two processes test, one has all files that start or share a Ray, which keep two cores busy already."""
     with_ray = {
         item.path
         for item in items
