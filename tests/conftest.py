@@ -17,6 +17,7 @@ SoakCount = Callable[[int, int], int]
 _SOAK = "soak count"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where two processes test, one has all files that start or share a Ray, which keep two cores busy already."""
     with_ray = {
