@@ -17,17 +17,12 @@ SoakCount = Callable[[int, int], int]
 _SOAK = "soak count"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before `-m ray` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes test, one has all files that start or share a Ray, which keep two cores busy already."""
-    with_ray = {
-        item.path
-        for item in items
-        if item.get_closest_marker("ray") or "local_ray" in getattr(item, "fixturenames", ())
-    }
+    """Files that share the Ray of this session count as `ray` too."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("Ray" if item.path in with_ray else str(item.path)))
-    items.sort(key=lambda item: item.path not in with_ray)
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,15 +49,9 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """States the counts of the soak tests that ran, in whichever process."""
+    """States the counts of the soak tests that ran."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
-    # Behind the @ stands the process' group.
-    counts = {
-        report.nodeid.partition("@")[0]: value
-        for report in reports
-        for name, value in report.user_properties
-        if name == _SOAK
-    }
+    counts = {report.nodeid: value for report in reports for name, value in report.user_properties if name == _SOAK}
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")
         for test, count in counts.items():
