@@ -33,7 +33,7 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 
 # One process for what needs a Ray, which keeps most of two cores busy, one for the rest; 5 means that one had no tests.
 test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	@rest=$$(mktemp); $(BIN)/python -m pytest -m 'not ray' $(PYTEST_ARGS) >$$rest 2>&1 & others=$$!; \
+	@rest=$$(mktemp); nice -n 19 $(BIN)/python -m pytest -m 'not ray' $(PYTEST_ARGS) >$$rest 2>&1 & others=$$!; \
 	echo "== tests that need Ray; the others run beside them"; $(BIN)/python -m pytest -m ray $(PYTEST_ARGS); ray=$$?; \
 	wait $$others; others=$$?; echo "== all other tests"; cat $$rest; rm -f $$rest; \
 	case $$ray,$$others in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
