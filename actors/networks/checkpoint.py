@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.networks.onnxfile import read_initialisers
-from actors.networks.safetensors import read_safetensors
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -22,11 +20,6 @@ WRAPPERS = ("params_ema", "params", "state_dict", "gen_state_dict", "model_state
 #: What stands before the names of the network's own keys: DataParallel, torch.compile, the network's attribute in the
 #: Lightning modules of SkyTNT's anime-segmentation and of LaMa. No network's own names begin so.
 PREFIXES = ("module.", "_orig_mod.", "net.", "generator.")
-#: Readers of other formats than PyTorch's, by the file name's end, and what an error calls the format.
-READERS: Mapping[str, tuple[str, Callable[[Path], dict[str, Tensor]]]] = {
-    ".safetensors": ("safetensors", read_safetensors),
-    ".onnx": ("ONNX", read_initialisers),
-}
 #: Where the plain weights are of networks that are often passed around as TorchScript, by a part of the file's name.
 PLAIN_WEIGHTS = {
     "manga": "https://huggingface.co/dreMaz/AnimeMangaInpainting/resolve/main/lama_large_512px.ckpt",
@@ -78,6 +71,31 @@ def listing(names: Sequence[str]) -> str:
 
 def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file  # the benches of bare networks run where it is not installed
+
+    return load_file(path)
+
+
+def _read_onnx(path: Path) -> Any:
+    """The initialisers of the graph, which itself is not used."""
+    import onnx  # as above
+
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    if not tensors:
+        raise ValueError("it has no graph with initialisers")
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in tensors):
+        raise ValueError("it keeps its numbers in another file")
+    return {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in tensors}
+
+
+#: Readers of other formats than PyTorch's, by the file name's end, and what an error calls the format.
+READERS: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
+    ".safetensors": ("safetensors", _read_safetensors),
+    ".onnx": ("ONNX", _read_onnx),
+}
 
 
 def _checked(path: Path, content: Any) -> dict[str, Tensor]:
