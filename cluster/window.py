@@ -40,6 +40,8 @@ _LOOK_SECONDS = 0.02
 _DYING_SECONDS = 2.0
 #: How often a caller that waits looks whether a pin earlier in the row has died.
 _SLICE_SECONDS = 5.0
+#: An answer that is not there after so long though no pin of the row has a call is lost.
+_IDLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Window:
         stages: the row.
         states: the state before the first batch, one per stage (None at the start of a clip).
         size: most batches in flight.
-        timeout_s: longest wait for a pin that does not show that it lives; for one that does there is no limit.
+        timeout_s: longest wait for a pin that does not show that it lives; one that does may work through its queue.
         retries: how often a batch is repeated that was lost for unknown reasons.
         on_retry: told of every repetition, with the reason.
         strikes: counts what pins died of.
@@ -106,6 +108,7 @@ class Window:
         self._stages = stages
         self._states: list[Any] = list(states)
         self._any_popped = False
+        self._at_work = 0.0
         self._size = size
         self._timeout_s = timeout_s
         self._retries = retries
@@ -142,7 +145,7 @@ class Window:
             ClusterError: the pin was lost too often, or did not answer in time.
         """
         losses = 0
-        begun = time.monotonic()
+        begun = self._at_work = time.monotonic()
         while True:
             entry = self._entries[0]
             try:
@@ -172,7 +175,7 @@ class Window:
                 return result
             losses += 1
             self._repeat(lost, losses)
-            begun = time.monotonic()
+            begun = self._at_work = time.monotonic()
 
     def popped(self) -> list[Any]:
         """The results of all stages for the batch popped last; fetching them moves no pixels on one node."""
@@ -238,14 +241,18 @@ class Window:
         self._send_again()
 
     def _may_wait(self, begun: float) -> bool:
-        """Whether an answer may still come: the time is not over, or every pin lives, and works through its queue.
+        """Whether an answer may still come: every pin lives, and one works through its queue, or the time is not over.
 
         A call that hangs is found by the pin's health check, and a queue is as long as its callers' windows together.
+        Where nobody has a call ours was lost on its way.
         """
-        if time.monotonic() - begun < self._timeout_s:
-            return True
-        alive = {state["pin"] for state in self._board.states().values()}
-        return all(stage.pin in alive for stage in self._stages)
+        now, pins = time.monotonic(), {stage.pin for stage in self._stages}
+        states = [state for state in self._board.states().values() if state["pin"] in pins]
+        if {state["pin"] for state in states} != pins:
+            return now - begun < self._timeout_s
+        if any(state["waiting"]["batch"] for state in states):
+            self._at_work = now
+        return now - self._at_work < _IDLE_SECONDS
 
     def _check_states(self, pins: str) -> None:
         try:

@@ -27,6 +27,7 @@ from actors.networks import (
 )
 from actors.networks.checkpoint import State, listing, read_state
 from actors.networks.inpaint import e2fgvi, flow_completion, propainter, sttn
+from actors.networks.tracking import cutie, deaot, xmem
 from cluster.errors import WeightsError
 
 #: The known families in order of trial. Each is a function beside its network that returns the network in the sizes
@@ -50,6 +51,9 @@ FAMILIES: Mapping[str, Callable[[State], nn.Module | None]] = {
     "propainter_flow": flow_completion.detect,
     "e2fgvi": e2fgvi.detect,
     "sttn": sttn.detect,
+    "xmem": xmem.detect,
+    "cutie": cutie.detect,
+    "deaot": deaot.detect,
 }
 
 #: Beginnings of keys that official files have beside their network's own, by family. They are dropped; any other

@@ -212,6 +212,34 @@ def test_answer_of_a_pin_that_lives_is_awaited_however_long_its_queue_is(tmp_pat
     assert len(through(calls, batches(2))) == 6
 
 
+def test_answer_of_pins_that_have_nothing_to_do_is_taken_for_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        """A call that never arrived anywhere."""
+
+        def result(self, timeout_s: float) -> Any:  # noqa: ARG002
+            raise TimeoutError
+
+        def cancel(self) -> None: ...
+
+    class Answered(Silent):
+        def result(self, timeout_s: float) -> Any:  # noqa: ARG002
+            return "frames"
+
+    wait_until(lambda: "test-first" in {state["pin"] for state in Callboard().states().values()}, "the pin to tell")
+    monkeypatch.setattr("cluster.window._IDLE_SECONDS", 1.0)
+    sent = list[str]()
+
+    def call(source: Any, _: Any, __: Any) -> Any:
+        sent.append(source)
+        return Silent() if len(sent) == 1 else Answered()
+
+    told = list[str]()
+    calls = window([Stage("test-first", call, True, lambda: None)], told.append)
+    calls.push("batch", "")
+    assert calls.pop() == "frames"
+    assert told == ["pin test-first: no answer in time, repeating 1 calls"]
+
+
 def test_cancelled_calls_that_wait_in_the_pin_never_run(tmp_path: Path) -> None:
     before = describe("test-first", [], 60)
     slow = {"sleep_at": 0, "seconds": 1, "once": str(tmp_path / "slept")}

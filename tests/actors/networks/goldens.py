@@ -91,3 +91,18 @@ def dead_parameters(network: nn.Module, call: Callable[[], Iterable[Tensor]]) ->
         for name, gradient in zip(parameters, gradients, strict=True)
         if gradient is None or not gradient.abs().max() > 0
     }
+
+
+def dead_buffers(network: nn.Module, call: Callable[[], Iterable[Tensor]]) -> set[str]:
+    """Names of the float buffers in the state dict, such as BatchNorm's statistics, on which no output depends."""
+    reference = [value.clone() for value in call()]
+    dead = set()
+    for name in network.state_dict().keys() - dict(network.named_parameters()).keys():
+        buffer = network.get_buffer(name)
+        if buffer.is_floating_point():
+            before = buffer.clone()
+            buffer.mul_(1.5).add_(0.5)
+            if all(torch.equal(value, same) for value, same in zip(call(), reference, strict=True)):
+                dead.add(name)
+            buffer.copy_(before)
+    return dead
