@@ -330,3 +330,109 @@ def test_a_blend_of_two_networks_is_refused(tmp_path: Path, state: dict[str, Ten
         load_blend(first, second, 0.5)
     with pytest.raises(ValueError, match="outside 0"):
         load_blend(first, first, 1.5)
+
+
+# --- every family together
+
+#: The family of each state dict of keys.json; None: part of a checkpoint, but no network of its own.
+KINDS: dict[str, str | None] = {
+    **dict.fromkeys(("srvgg16", "srvgg32"), "srvgg"),
+    **dict.fromkeys(("rrdb_x4_23", "rrdb_x4_6", "rrdb_x2_23"), "rrdb"),
+    **{
+        f"rvm_{encoder}{refiner}": "rvm"
+        for encoder in ("mobilenetv3", "resnet50")
+        for refiner in ("", "_fast_guided_filter")
+    },
+    **dict.fromkeys(("u2net", "u2netp", "u2net_sky_full2", "u2net_sky_lite2"), "u2net"),
+    "isnet": "isnet",
+    "isnet_gt_encoder": None,
+    "modnet": "modnet",
+    "bisenet": "bisenet",
+    **dict.fromkeys(("birefnet_t", "birefnet_l"), "birefnet"),
+    **dict.fromkeys(("raft", "raft_small"), "raft"),
+    "gma": "gma",
+    "transnetv2": "transnetv2",
+    "lama": "lama",
+    **dict.fromkeys(("x3d_xs", "x3d_s", "x3d_m", "x3d_l"), "x3d"),
+    "propainter": "propainter",
+    "propainter_flow": "propainter_flow",
+    **dict.fromkeys(("e2fgvi", "e2fgvi_hq"), "e2fgvi"),
+    "sttn": "sttn",
+    "xmem": "xmem",
+    **dict.fromkeys(("cutie", "cutie_small"), "cutie"),
+    **dict.fromkeys(("deaott", "deaots", "deaotb", "deaotl", "r50_deaotl"), "deaot"),
+}
+#: The smallest state dict of each family, and what its official file has around it.
+FILES: dict[str, Callable[[dict[str, Tensor]], Wrapped]] = {
+    "srvgg16": lambda state: {"params": state},
+    "rrdb_x4_6": lambda state: {"params_ema": state},
+    "rvm_mobilenetv3": lambda state: state,
+    "u2netp": lambda state: state,
+    "isnet": lambda state: {
+        "state_dict": {**prefixed("net.", state), "gt_encoder.conv_in.conv.weight": torch.zeros(1)},
+        "optimizer_states": [],
+    },
+    "modnet": lambda state: prefixed("module.", state),
+    "bisenet": lambda state: state,
+    "birefnet_t": lambda state: prefixed("module._orig_mod.", state),
+    "raft_small": lambda state: prefixed("module.", state),
+    "gma": lambda state: prefixed("module.", state),
+    "transnetv2": lambda state: state,
+    "lama": lambda state: {
+        "state_dict": {**prefixed("generator.", state), "discriminator.model0.0.weight": torch.zeros(1)},
+        "epoch": 1,
+    },
+    "x3d_xs": lambda state: {"model_state": state, "optimizer_state": {}, "cfg": "text"},
+    "propainter": lambda state: state,
+    "propainter_flow": lambda state: state,
+    "e2fgvi_hq": lambda state: state,
+    "sttn": lambda state: {"netG": state},
+    "xmem": lambda state: state,
+    "cutie_small": lambda state: state,
+    "deaott": lambda state: {"state_dict": prefixed("module.", state), "optimizer": {"lr": 0.1}},
+}
+
+
+def of_shapes(shared: Path, entry: str) -> dict[str, Tensor]:
+    """The state dict of an official network, of ones that take no memory."""
+    keys = json.loads((shared / "goldens" / "keys.json").read_text())[entry]
+    whole = ("num_batches_tracked", "relative_position_index", "valid_ind_rolled", "rel_ind")
+    ones = {True: torch.ones((), dtype=torch.int64), False: torch.ones(())}
+    return {name: ones[name.endswith(whole)].expand(shape) for name, shape in keys}
+
+
+def test_every_official_network_has_its_family(shared: Path) -> None:
+    assert KINDS.keys() == json.loads((shared / "goldens" / "keys.json").read_text()).keys()
+    assert {KINDS[entry] for entry in FILES} == load.FAMILIES.keys() - {"ferplus"}  # whose file is ONNX
+
+
+@pytest.mark.parametrize("entry", KINDS)
+def test_a_state_dict_is_its_own_family_and_no_other(shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    with torch.device("meta"):
+        found = {kind: network for kind, detect in load.FAMILIES.items() if (network := detect(state)) is not None}
+    assert list(found) == ([KINDS[entry]] if KINDS[entry] else [])
+    for network in found.values():
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in state.items()}
+
+
+@pytest.mark.parametrize("entry", FILES)
+def test_a_file_of_every_family_loads_as_it_is_published(tmp_path: Path, shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    loaded = load_network(save(tmp_path / "net.pth", FILES[entry](state)))
+    assert loaded.kind == KINDS[entry]
+    assert_same(loaded.network, state)
+
+
+@pytest.mark.parametrize("entry", FILES)
+def test_faults_of_every_family_are_named(tmp_path: Path, shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    *_, misshapen, missing = (name for name, value in state.items() if value.ndim == 1)
+    del state[missing]
+    state |= {misshapen: torch.ones(3, 7), "other.weight": torch.ones(1)}
+    with pytest.raises(WeightsError) as caught:
+        load_network(save(tmp_path / "net.pth", FILES[entry](state)))
+    assert caught.value.reason == (
+        f"looks like {KINDS[entry]} but lacks {missing}; has unknown other.weight; has in another shape {misshapen}"
+    )
