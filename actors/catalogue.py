@@ -20,3 +20,8 @@ def card(name: str) -> Card:
     except KeyError:
         known = ", ".join(sorted(CARDS))
         raise UsageError(name, "is not a model", remedy=f"choose one of {known}") from None
+
+
+def weights_of_models() -> tuple[str, ...]:
+    """Names in the weights registry of what all models need, each once."""
+    return tuple(dict.fromkeys(name for card in CARDS.values() for name in card.weights))

@@ -18,7 +18,7 @@ from torch import nn
 
 from actors.catalogue import CARDS, card
 from actors.estimate import estimate
-from bench.networks import MATTE, UPSCALE
+from bench.subjects import MATTE, UPSCALE
 from cluster.config import frame_size
 from cluster.profiles import Figure, Profile
 from cluster.registry import official_registry

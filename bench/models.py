@@ -21,7 +21,8 @@ from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from actors.networks.rvm import MattingNetwork
 from actors.networks.srvgg import SRVGGNetCompact
-from bench.networks import UPSCALE, fill
+from bench.networks import fill
+from bench.subjects import UPSCALE
 from cluster.weights import WeightsStore
 
 MATTE = "rvm-mobilenetv3"

@@ -29,8 +29,9 @@ from bench.compare import Row, against_graph, against_networks, against_recipe, 
 from bench.environment import run_as_pin
 from bench.job import staying_ray
 from bench.models import LIGHT, Case
-from bench.networks import UPSCALE, parse_size
+from bench.networks import parse_size
 from bench.setup import LAYOUTS, Bench
+from bench.subjects import UPSCALE
 
 PARTS = {
     "a": "job against bare networks (warm pins, frames a second)",

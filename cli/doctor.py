@@ -14,6 +14,7 @@ from av.filter import Filter
 from rich.console import Console
 from rich.text import Text
 
+from actors.catalogue import weights_of_models
 from actors.video.encode import probe_nvenc
 from cli.manners import print_json
 from cluster.config import load_config
@@ -34,7 +35,18 @@ from cluster.health import (
 from cluster.nvml import Card, visible_card
 from cluster.weights import State, WeightsStore, cache_folder, default_store
 
-_PACKAGES = ("ray", "torch", "av", "decord", "opencv-python-headless", "onnxruntime", "pyarrow", "pydantic")
+_PACKAGES = (
+    "ray",
+    "torch",
+    "av",
+    "decord",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnx",
+    "safetensors",
+    "pyarrow",
+    "pydantic",
+)
 _ENCODERS = ("libx264", "aac")
 _DECODERS = ("h264", "hevc", "vp9", "libdav1d", "mpeg4", "prores", "aac", "mp3", "opus")
 _FILTERS = ("buffer", "buffersink", "format", "scale", "overlay", "bwdif")
@@ -113,8 +125,8 @@ def check_nvenc() -> Check:
 
 
 def check_weights(store: WeightsStore) -> Check:
-    """Which checkpoints are in the store; none of them is needed for the preset `draft`."""
-    statuses = store.list()
+    """Which checkpoints of the models are in the store; none of them is needed for the preset `draft`."""
+    statuses = [store.status(name) for name in weights_of_models()]
     names = {state: [status.entry.name for status in statuses if status.state is state] for state in State}
     detail = "; ".join(f"{state}: {', '.join(names[state])}" for state in State if names[state])
     if names[State.DAMAGED]:

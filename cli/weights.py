@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 from rich.text import Text
 
+from actors.catalogue import weights_of_models
 from cli.manners import exit_codes, print_json, say_error
 from cluster.errors import Exit, UsageError, WeightsError
 from cluster.filehash import HashMemory
@@ -29,7 +30,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace another file that is in the way.")]
 
 _ROOM_FOR_PURPOSE = 120  # columns; below that the purposes would fold into a dozen lines each
-_COLOURS = {State.OFFICIAL: "green", State.UNOFFICIAL: "yellow", State.MISSING: "dim", State.DAMAGED: "red"}
+_COLOURS = {
+    State.OFFICIAL: "green",
+    State.UNVERIFIED: "yellow",
+    State.UNOFFICIAL: "yellow",
+    State.MISSING: "dim",
+    State.DAMAGED: "red",
+}
 
 
 @app.command("list")
@@ -43,7 +50,7 @@ def list_weights(store: StoreOption = None, as_json: JsonOption = False) -> None
 @app.command("fetch")
 def fetch_weights(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="As `troupe weights list` shows.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Fetch every registered checkpoint.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Fetch every checkpoint that a model uses.")] = False,
     mirror: Annotated[
         str | None,
         typer.Option(
@@ -51,6 +58,10 @@ def fetch_weights(
             help="Ask this mirror instead: an address before which the whole URL goes, or one with {url} or with "
             "{path} (what follows https://github.com/) in it.",
         ),
+    ] = None,
+    accepted: Annotated[
+        list[str] | None,
+        typer.Option("--accept-licence", metavar="NAME", help="Accept a licence that forbids commercial use."),
     ] = None,
     force: ForceOption = False,
     store: StoreOption = None,
@@ -61,15 +72,15 @@ def fetch_weights(
         opened = _open(store)
         if bool(names) == everything:
             raise UsageError("weights fetch", "give either names or --all", remedy="see `troupe weights list`")
-        wanted = list(dict.fromkeys(names or [entry.name for entry in opened.registry]))
+        wanted = list(dict.fromkeys(names or weights_of_models()))
         for name in wanted:
             note_licence(opened, name)
-        fetched, failed = _fetch_each(opened, wanted, mirror, force, quiet=as_json)
+        fetched, failed = _fetch_each(opened, wanted, mirror, accepted or [], force, quiet=as_json)
         if as_json:
             print_json({"fetched": [_stored_json(weight) for weight in fetched], "failed": failed})
         else:
             for weight in fetched:
-                print(f"{weight.name}: {weight.path}")
+                print(f"{weight.name}: {weight.path}{_doubt(opened, weight)}")
         if failed:
             raise typer.Exit(Exit.SOME_FAILED)
 
@@ -97,19 +108,30 @@ def import_weights(
 ) -> None:
     """Copy a local checkpoint into the store and record its hash when it is not the official one."""
     with exit_codes():
-        weight = _open(store).import_file(file, name, force=force)
+        opened = _open(store)
+        weight = opened.import_file(file, name, force=force)
+        note_licence(opened, weight.name)
         if as_json:
             print_json(_stored_json(weight))
         else:
-            kind = "official" if weight.official else f"unofficial, sha256 {weight.sha256}"
-            print(f"{weight.name}: {weight.path} ({kind})")
+            print(f"{weight.name}: {weight.path}{_doubt(opened, weight) or ' (official)'}")
 
 
 def note_licence(store: WeightsStore, name: str) -> None:
-    """Says on stderr what is unsettled about a checkpoint's licence, before it is used."""
+    """Says on stderr what is unsettled about a checkpoint's licence, or that it forbids commercial use."""
     licence = store.registry[name].licence
-    if not licence.settled:
-        Console(stderr=True, soft_wrap=True).print(f"{name}: {licence.note}", markup=False, highlight=False)
+    if licence.settled and licence.commercial:
+        return
+    forbids = "" if licence.commercial else f"{licence.spdx} forbids commercial use: "
+    Console(stderr=True, soft_wrap=True).print(f"{name}: {forbids}{licence.note}", markup=False, highlight=False)
+
+
+def _doubt(store: WeightsStore, weight: StoredWeight) -> str:
+    if weight.official:
+        return ""
+    if store.registry[weight.name].sha256 is None:
+        return f" (unverified: nobody published its sha256; {weight.sha256} is what it is checked against from now on)"
+    return f" (unofficial, sha256 {weight.sha256})"
 
 
 def _open(folder: Path | None) -> WeightsStore:
@@ -117,7 +139,13 @@ def _open(folder: Path | None) -> WeightsStore:
 
 
 def _fetch_each(
-    store: WeightsStore, names: Sequence[str], mirror: str | None, force: bool, *, quiet: bool
+    store: WeightsStore,
+    names: Sequence[str],
+    mirror: str | None,
+    accepted: Sequence[str],
+    force: bool,
+    *,
+    quiet: bool,
 ) -> tuple[list[StoredWeight], dict[str, str]]:
     """One after the other, so that one that fails does not stop the rest."""
     fetched: list[StoredWeight] = []
@@ -134,7 +162,7 @@ def _fetch_each(
 
         for name in names:
             try:
-                fetched += store.fetch([name], mirror=mirror, force=force, progress=advance)
+                fetched += store.fetch([name], mirror=mirror, accepted=accepted, force=force, progress=advance)
             except WeightsError as error:
                 failed[name] = str(error)
                 say_error(error)
@@ -146,28 +174,50 @@ def _show(store: WeightsStore, statuses: Sequence[Status], as_json: bool) -> Non
         print_json({"store": str(store.folder), "weights": [_status_json(status) for status in statuses]})
         return
     console = Console()
-    table = Table(title=f"weights in {store.folder}", title_justify="left", box=SIMPLE_HEAD)
+    used = weights_of_models()
+    for title, group in (
+        (f"weights in {store.folder}", [status for status in statuses if status.entry.name in used]),
+        ("of networks that no model uses yet", [status for status in statuses if status.entry.name not in used]),
+    ):
+        if group:
+            console.print(_table(title, group, wide=console.width >= _ROOM_FOR_PURPOSE))
+    for line in _notes(statuses):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, statuses: Sequence[Status], *, wide: bool) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for heading in ("name", "state", "size", "licence"):
         table.add_column(heading, no_wrap=True)
-    if console.width >= _ROOM_FOR_PURPOSE:
+    if wide:
         table.add_column("purpose")
     for status in statuses:
         size = status.stored.path.stat().st_size if status.stored else status.entry.bytes
-        state = Text(status.state, style=_COLOURS[status.state])
         cells: list[str | Text] = [
             status.entry.name,
-            state,
+            Text(status.state, style=_COLOURS[status.state]),
             "?" if size is None else f"{size / 1e6:.1f} MB",
             str(status.entry.licence),
             status.entry.purpose,
         ]
         table.add_row(*cells[: len(table.columns)])
-    console.print(table)
+    return table
+
+
+def _notes(statuses: Sequence[Status]) -> Iterator[str]:
+    """What the tables have no room for."""
     for status in statuses:
-        if status.state in (State.UNOFFICIAL, State.DAMAGED):
-            console.print(f"{status.entry.name}: {status.detail}", markup=False, highlight=False, soft_wrap=True)
+        if status.state not in (State.OFFICIAL, State.MISSING):
+            yield f"{status.entry.name}: {status.detail}"
+    missing = [status.entry for status in statuses if status.state is State.MISSING]
+    if by_hand := [entry.name for entry in missing if entry.by_hand]:
+        yield f"only a browser gets {', '.join(by_hand)}: `troupe weights fetch NAME` says how"
+    if unknown := [entry.name for entry in missing if entry.urls and entry.sha256 is None]:
+        yield f"nobody published the sha256 of {', '.join(unknown)}: what comes first is remembered and checked against"
     for note in dict.fromkeys(s.entry.licence.note for s in statuses if not s.entry.licence.settled):
-        console.print(f"unsettled: {note}", markup=False, highlight=False, soft_wrap=True)
+        yield f"unsettled: {note}"
+    if forbidding := sorted({s.entry.licence.spdx for s in statuses if not s.entry.licence.commercial}):
+        yield f"non-commercial: {', '.join(forbidding)}; fetched with --accept-licence NAME"
 
 
 def _status_json(status: Status) -> dict[str, Any]:

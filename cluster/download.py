@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are on the disk and the bytes expected (None while unknown)."""
 
 _CHUNK = 1 << 18
-_UNKNOWN_SIZE_LIMIT = 1 << 30  # a file of unstated size may not fill the disk; the largest known one has 108 MB
+_UNKNOWN_SIZE_LIMIT = 1 << 30  # a file of unstated size may not fill the disk; the largest one has about 885 MB
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -43,12 +44,13 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to download: a name for messages, addresses in order of preference, size if known, hex SHA-256."""
+    """What to download: a name for messages, addresses in order of preference, and size and hashes as far as known."""
 
     name: str
     urls: Sequence[str]
     size: int | None
-    sha256: str
+    sha256: str | None
+    md5: str | None = None
 
 
 class _RefusedError(Exception):
@@ -64,8 +66,9 @@ def download(
 ) -> None:
     """Downloads to `target`, going on from `<target>.part` where an earlier attempt left one.
 
-    `target` appears by a rename, and only once size and SHA-256 are right. Several processes may call this for the
-    same target: one downloads, the others wait for it and return when its file is the wanted one.
+    `target` appears by a rename, and only once size and hash are right, as far as they are known. Several processes may
+    call this for the same target: one downloads, the others wait for it and return when its file is the wanted one.
+    Without a SHA-256 nothing tells that, nor whether an earlier part belongs to the same file: all is downloaded again.
 
     Proxies are taken from the environment (`https_proxy`, `no_proxy`), as users behind one expect. Blocks; not for a
     thread that runs an event loop.
@@ -78,7 +81,9 @@ def download(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_name(f".{target.name}.lock")):
-            if target.exists() and sha256_of(target) == wanted.sha256:
+            if wanted.sha256 is None:
+                part.unlink(missing_ok=True)
+            elif target.exists() and sha256_of(target) == wanted.sha256:
                 return
             _check_room(wanted, part)
             asyncio.run(_from_any(wanted, part, progress or _ignore, patience or Patience()))
@@ -183,6 +188,8 @@ async def _attempt(session: aiohttp.ClientSession, url: str, wanted: Wanted, par
             raise _AgainError(f"HTTP {response.status} {response.reason}")
         if response.status not in (200, 206):
             raise _RefusedError(f"HTTP {response.status} {response.reason}")
+        if wanted.sha256 is None and response.content_type == "text/html":
+            raise _RefusedError("sends a web page, not a file")
         start = have if response.status == 206 else 0  # a server without ranges sends everything: begin again
         if response.status == 206 and not content_range.startswith(f"bytes {have}-"):
             raise _RefusedError(f"asked for bytes {have}-, got {content_range!r}")
@@ -217,13 +224,20 @@ async def _append(
 
 
 def _check(wanted: Wanted, part: Path) -> None:
-    size, digest = part.stat().st_size, sha256_of(part)
-    if digest == wanted.sha256:
+    size = part.stat().st_size
+    if wanted.sha256 is not None:
+        kind, expected, digest = "sha256", wanted.sha256, sha256_of(part)
+    elif wanted.md5 is not None:
+        with part.open("rb") as file:
+            kind, expected, digest = "md5", wanted.md5, hashlib.file_digest(file, "md5").hexdigest()
+    else:
+        return  # its size was checked with each answer
+    if digest == expected:
         return
     part.unlink()
     raise WeightsError(
         wanted.name,
-        f"what was downloaded ({size:,} bytes, sha256 {digest}) is not the registered file (sha256 {wanted.sha256}); "
+        f"what was downloaded ({size:,} bytes, {kind} {digest}) is not the registered file ({kind} {expected}); "
         "it was removed",
         remedy="run the same command again, or try another --mirror",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,13 +21,19 @@ Progress = Callable[[str, int, int | None], None]
 """Called with a registry name, the bytes that are there, and the bytes expected (None while unknown)."""
 
 _GITHUB = "https://github.com/"
-_PICKLED = (".pth", ".pt")
+#: Ends of the names of PyTorch's files, which are one format.
+_PICKLED = (".pth", ".pt", ".ckpt", ".pyth", ".bin")
 
 
 class State(StrEnum):
-    """What the store has under a name."""
+    """What the store has under a name.
+
+    UNVERIFIED is a file of which nobody is known to have published the SHA-256: the one it had when it came is what it
+    is checked against.
+    """
 
     OFFICIAL = "official"
+    UNVERIFIED = "unverified"
     UNOFFICIAL = "unofficial"
     MISSING = "missing"
     DAMAGED = "damaged"
@@ -35,7 +41,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A checkpoint on the disk. `official` is False when its hash is not the registered one."""
+    """A checkpoint on the disk. `official` is True when its hash is the registered one."""
 
     name: str
     path: Path
@@ -54,7 +60,11 @@ class Status:
 
 
 class Imported(BaseModel):
-    """The record beside an imported file that is not the official one (`<file>.json`)."""
+    """The record beside a file that is not known to be the official one (`<file>.json`).
+
+    Attributes:
+        source: the name of the file that was imported, or the address that was asked.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -106,13 +116,7 @@ class WeightsStore:
         """
         status = self.status(name)
         if status.stored is None:
-            fetch = f"troupe weights fetch {name}"
-            raise WeightsError(
-                name,
-                status.detail,
-                remedy=f"run `{fetch}{' --force' if status.state is State.DAMAGED else ''}`, or `troupe weights import "
-                f"FILE --name {name}` for a copy of {status.entry.file} that you have",
-            )
+            raise WeightsError(name, status.detail, remedy=_how_to_get(status))
         return status.stored
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -137,30 +141,51 @@ class WeightsStore:
         names: Iterable[str],
         *,
         mirror: str | None = None,
+        accepted: Collection[str] = (),
         force: bool = False,
         progress: Progress | None = None,
         patience: Patience | None = None,
     ) -> tuple[StoredWeight, ...]:
         """Downloads official files that are not in the store yet; see `cluster.download.download`.
 
+        Where no SHA-256 is registered, the hash of what comes is recorded beside the file, and stays what it is
+        checked against.
+
         Args:
             mirror: see `mirrored`; only the mirror is asked then.
-            force: replaces an unofficial or damaged file by the official one.
+            accepted: names of licences that forbid commercial use and were accepted all the same.
+            force: replaces an unofficial, unverified or damaged file by the official one.
 
         Raises:
             UsageError: no such name, or a mirror that is no HTTP address.
-            WeightsError: an unofficial file is in the way, or the download failed.
+            WeightsError: the licence was not accepted, the file is only to be had by hand, another one is in the way,
+                or the download failed.
         """
         wanted = [self.status(name) for name in dict.fromkeys(names)]
-        return tuple(self._fetch_one(status, mirror, force, progress, patience) for status in wanted)
+        return tuple(self._fetch_one(status, mirror, accepted, force, progress, patience) for status in wanted)
 
     def _fetch_one(
-        self, status: Status, mirror: str | None, force: bool, progress: Progress | None, patience: Patience | None
+        self,
+        status: Status,
+        mirror: str | None,
+        accepted: Collection[str],
+        force: bool,
+        progress: Progress | None,
+        patience: Patience | None,
     ) -> StoredWeight:
         entry, target = status.entry, self.folder / status.entry.file
         urls = tuple(mirrored(url, mirror) for url in entry.urls)
-        if status.state is State.OFFICIAL and status.stored is not None:
+        trusted = status.state is State.OFFICIAL or (status.state is State.UNVERIFIED and not force)
+        if trusted and status.stored is not None:
             return status.stored
+        if entry.by_hand is not None:
+            raise WeightsError(entry.name, "is published where only a browser gets it", remedy=entry.how_to_get)
+        if not entry.licence.commercial and entry.licence.spdx not in accepted:
+            raise WeightsError(
+                entry.name,
+                f"its licence, {entry.licence.spdx}, forbids commercial use ({entry.licence.note})",
+                remedy=f"if that suits you, add --accept-licence {entry.licence.spdx}",
+            )
         if status.state is not State.MISSING and not force:
             raise WeightsError(
                 entry.name,
@@ -168,9 +193,14 @@ class WeightsStore:
                 remedy="add --force to replace it",
             )
         report = None if progress is None else (lambda done, total: progress(entry.name, done, total))
-        download(Wanted(entry.name, urls, entry.bytes, entry.sha256), target, progress=report, patience=patience)
+        wanted = Wanted(entry.name, urls, entry.bytes, entry.sha256, entry.md5)
+        download(wanted, target, progress=report, patience=patience)
         _sidecar(target).unlink(missing_ok=True)
-        return StoredWeight(entry.name, target, entry.sha256, official=True)
+        if entry.sha256 is not None:
+            return StoredWeight(entry.name, target, entry.sha256, official=True)
+        digest = sha256_of(target)
+        _record(target, Imported(name=entry.name, sha256=digest, source=urls[0], imported_at=datetime.now(UTC)))
+        return StoredWeight(entry.name, target, digest, official=False)
 
     def import_file(self, path: Path, name: str | None = None, *, force: bool = False) -> StoredWeight:
         """Copies a checkpoint from the disk into the store.
@@ -195,8 +225,7 @@ class WeightsStore:
             _sidecar(target).unlink(missing_ok=True)  # first: an old record beside the new file would call it damaged
             _copy_checked(path, target, digest)
             if not official:
-                with written_whole(_sidecar(target)) as partial:
-                    partial.write_text(record.model_dump_json(indent=2))
+                _record(target, record)
         except OSError as error:
             raise WeightsError(
                 entry.name,
@@ -238,8 +267,12 @@ class WeightsStore:
         recorded = _read_sidecar(path)
         if recorded is not None and recorded != digest:
             return Status(entry, State.DAMAGED, None, f"{path} has sha256 {digest}, was imported with {recorded}")
+        stored = StoredWeight(entry.name, path, digest, official=False)
+        if entry.sha256 is None:
+            known = "the one recorded when it came" if recorded else "recorded nowhere"
+            return Status(entry, State.UNVERIFIED, stored, f"nobody published its sha256; {digest} is {known}")
         detail = "imported, not the published file" if recorded else "not the published file, and never imported"
-        return Status(entry, State.UNOFFICIAL, StoredWeight(entry.name, path, digest, official=False), detail)
+        return Status(entry, State.UNOFFICIAL, stored, detail)
 
 
 def mirrored(url: str, mirror: str | None) -> str:
@@ -247,7 +280,8 @@ def mirrored(url: str, mirror: str | None) -> str:
 
     A mirror is written as its address, before which the whole URL goes (`https://mirror.example/` gives
     `https://mirror.example/https://github.com/…`), or with `{url}` or `{path}` where the whole URL, or what follows
-    `https://github.com/`, belongs (`https://mirror.example/gh/{path}`).
+    `https://github.com/`, belongs (`https://mirror.example/gh/{path}`). A mirror with `{path}` is one of GitHub: other
+    addresses stay what they are.
 
     Raises:
         UsageError: the mirror is not an HTTP address.
@@ -257,10 +291,23 @@ def mirrored(url: str, mirror: str | None) -> str:
     if not mirror.startswith(("https://", "http://")):
         raise UsageError(mirror, "a mirror is an http:// or https:// address", remedy="e.g. https://mirror.example/")
     if "{path}" in mirror:
-        return mirror.replace("{path}", url.removeprefix(_GITHUB))
+        return mirror.replace("{path}", url.removeprefix(_GITHUB)) if url.startswith(_GITHUB) else url
     if "{url}" in mirror:
         return mirror.replace("{url}", url)
     return f"{mirror.rstrip('/')}/{url}"
+
+
+def _how_to_get(status: Status) -> str:
+    entry = status.entry
+    if entry.by_hand is not None:
+        return entry.how_to_get
+    how = entry.how_to_get.removesuffix("`") + " --force`" if status.state is State.DAMAGED else entry.how_to_get
+    return f"{how}, or `troupe weights import FILE --name {entry.name}` for a copy of {entry.file} that you have"
+
+
+def _record(path: Path, record: Imported) -> None:
+    with written_whole(_sidecar(path)) as partial:
+        partial.write_text(record.model_dump_json(indent=2))
 
 
 def _sidecar(path: Path) -> Path:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actors.networks.resnet import BasicBlock, Trunk, stage
+
 #: Classes by their index (CelebAMask-HQ).
 CLASSES = (
     "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
@@ -29,45 +31,16 @@ class ConvBNReLU(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-class BasicBlock(nn.Module):
-    """ResNet's block of two 3x3 convolutions (He et al., 2015, arXiv:1512.03385)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = None
-        if stride > 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
-
-
-class ResNet18(nn.Module):
+class ResNet18(Trunk):
     """ResNet-18 without its classifier."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        super().__init__(BasicBlock, (2, 2, 2))
+        self.layer4 = stage(BasicBlock, 256, 512, 2, stride=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B,3,H,W] to features of 128, 256 and 512 channels at 1/8, 1/16 and 1/32, sides rounded up."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.layer1(F.max_pool2d(x, 3, 2, 1))
-        eighth = self.layer2(x)
-        sixteenth = self.layer3(eighth)
+        _, eighth, sixteenth = super().forward(x)
         return eighth, sixteenth, self.layer4(sixteenth)
 
 

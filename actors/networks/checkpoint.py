@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.networks.onnxfile import read_initialisers
-from actors.networks.safetensors import read_safetensors
 from cluster.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -22,18 +20,6 @@ WRAPPERS = ("params_ema", "params", "state_dict", "gen_state_dict", "model_state
 #: What stands before the names of the network's own keys: DataParallel, torch.compile, the network's attribute in the
 #: Lightning modules of SkyTNT's anime-segmentation and of LaMa. No network's own names begin so.
 PREFIXES = ("module.", "_orig_mod.", "net.", "generator.")
-#: Readers of other formats than PyTorch's, by the file name's end, and what an error calls the format.
-READERS: Mapping[str, tuple[str, Callable[[Path], dict[str, Tensor]]]] = {
-    ".safetensors": ("safetensors", read_safetensors),
-    ".onnx": ("ONNX", read_initialisers),
-}
-#: Where the plain weights are of networks that are often passed around as TorchScript, by a part of the file's name.
-PLAIN_WEIGHTS = {
-    "manga": "https://huggingface.co/dreMaz/AnimeMangaInpainting/resolve/main/lama_large_512px.ckpt",
-    "lama": "https://huggingface.co/smartywu/big-lama/resolve/main/big-lama.zip",
-    "rvm_mobilenetv3": "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/rvm_mobilenetv3.pth",
-    "rvm_resnet50": "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/rvm_resnet50.pth",
-}
 #: How many keys an error lists.
 SHOWN = 6
 
@@ -50,11 +36,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(path.name, f"no such file in {path.parent}", remedy="fetch or import it first")
     if _is_torchscript(path):
-        plain = next((address for part, address in PLAIN_WEIGHTS.items() if part in path.name.lower()), None)
         raise WeightsError(
-            path.name,
-            "is a TorchScript archive (a program), not a state dict",
-            remedy=f"use {plain}" if plain else "use the .pth checkpoint",
+            path.name, "is a TorchScript archive (a program), not a state dict", remedy=_instead_of(path.name)
         )
     form, read = READERS.get(path.suffix.lower(), ("PyTorch", _read_torch))
     try:
@@ -80,6 +63,31 @@ def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file  # the benches of bare networks run where it is not installed
+
+    return load_file(path)
+
+
+def _read_onnx(path: Path) -> Any:
+    """The initialisers of the graph, which itself is not used."""
+    import onnx  # as above
+
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    if not tensors:
+        raise ValueError("it has no graph with initialisers")
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in tensors):
+        raise ValueError("it keeps its numbers in another file")
+    return {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in tensors}
+
+
+#: Readers of other formats than PyTorch's, by the file name's end, and what an error calls the format.
+READERS: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
+    ".safetensors": ("safetensors", _read_safetensors),
+    ".onnx": ("ONNX", _read_onnx),
+}
+
+
 def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(path.name, f"holds a {type(content).__name__}, not a state dict")
@@ -97,6 +105,16 @@ def _without_prefixes(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]
             raise WeightsError(path.name, f"has keys with {prefix!r} and without: {listing(double)}")
         state = bare
     return state
+
+
+def _instead_of(program: str) -> str:
+    """Where the plain weights are of a network that goes around as a program."""
+    from cluster.registry import official_registry  # the benches of bare networks run without pydantic
+
+    entry = official_registry().resembling(program)
+    if entry is None:
+        return "use the .pth checkpoint"
+    return f"use {entry.urls[0]} (`troupe weights fetch {entry.name}`)" if entry.urls else entry.how_to_get
 
 
 def _is_torchscript(path: Path) -> bool:

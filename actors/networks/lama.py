@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from actors.networks.sizes import check_sides
+
 #: Features beside and in the spectral branch: a quarter and three quarters of 512.
 LOCAL, GLOBAL = 128, 384
 #: Position of the first residual block in the generator's list.
@@ -156,11 +158,7 @@ class LaMa(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != 4:
             raise ValueError(f"input must be [B,4,H,W], got {list(x.shape)}")
-        height, width = x.shape[2:]
-        if height % self.multiple_of or width % self.multiple_of or min(height, width) < self.minimum:
-            raise ValueError(
-                f"sides must be multiples of {self.multiple_of} and at least {self.minimum}, got {height}x{width}"
-            )
+        check_sides(x, self.multiple_of, self.minimum)
         mirror, *layers = self.model
         pair: Pair = mirror(x), None
         joined = FIRST_BLOCK + self.blocks - 1

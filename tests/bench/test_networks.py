@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from actors.catalogue import CARDS
-from bench.networks import UPSCALE, Inputs, Step, count_tflop, main, parse_size, prepare
+from bench.networks import OWN, Step, build, count_tflop, main, parse_size, prepare
+from bench.subjects import SUBJECTS, UPSCALE, Inputs
+from cluster.registry import official_registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +41,8 @@ def test_work_that_plans_name_is_what_the_network_does(network: str) -> None:
 
 
 def test_it_needs_torch_and_numpy_alone() -> None:
-    others = ("ray", "cv2", "av", "pydantic", "decord", "onnxruntime", "pyarrow", "yaml", "torchvision")
+    media, files = ("cv2", "av", "decord", "torchvision"), ("onnxruntime", "onnx", "safetensors", "pyarrow", "yaml")
+    others = ("ray", "pydantic", *media, *files)
     code = f"import sys; sys.modules.update(dict.fromkeys({others})); import bench.networks"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -89,3 +93,50 @@ def test_nonsense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["--device", "cpu", *arguments])
     assert arguments[0] in capsys.readouterr().err
+
+
+#: Small inputs that each architecture still takes, width and height; one size of each stands for the others.
+TINY = {
+    "realesr-animevideov3": (32, 32),
+    "rvm-mobilenetv3": (64, 64),
+    "u2netp": (64, 64),
+    "u2net-anime": (64, 64),
+    "isnet-anime": (64, 64),
+    "modnet-photographic": (64, 64),
+    "birefnet-lite": (64, 64),
+    "bisenet-faces": (64, 64),
+    "ferplus": (64, 64),
+    "raft-small": (128, 128),
+    "gma-things": (128, 128),
+    "lama-anime": (32, 32),
+    "e2fgvi-hq": (108, 60),
+    "propainter": (64, 64),
+    "propainter-flow": (64, 64),
+    "xmem": (32, 32),
+    "cutie-small": (32, 32),
+    "deaot-t": (33, 33),
+    "transnetv2": (48, 27),
+    "x3d-xs": (32, 32),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.inference_mode()
+def test_every_kind_of_network_takes_a_step(name: str) -> None:
+    network, inputs = build(name, TINY[name], 1, "cpu", torch.float32)
+    network(*inputs)
+
+
+def test_names_are_those_of_the_weights() -> None:
+    published = {entry.name for entry in official_registry()}
+    assert set(SUBJECTS) - published == {"u2net-anime"}  # of which no weights are published
+
+
+def test_a_network_is_measured_at_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--device", "cpu", "--networks", "ferplus", "--sizes", OWN, "--modes", "eager", "--half", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["size"] == "64x64"
+    assert row["parameters"] == pytest.approx(8.76, abs=0.01)
+    assert row["fps"] > 0
+    assert row["peak_mib"] is None or row["peak_mib"] > 0
+    assert 0 < row["half_error"] < 0.1 or row["note"].startswith("fp16 failed")

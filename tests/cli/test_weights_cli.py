@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from actors.catalogue import weights_of_models
 from cli.weights import app
 from tests.cluster.file_server import FileServer
 
@@ -56,6 +57,44 @@ def test_verify_fails_when_an_imported_file_changed(store: Path, tmp_path: Path)
     result = CliRunner().invoke(app, ["verify"])
     assert result.exit_code == 1
     assert "damaged" in result.stdout
+
+
+def test_list_parts_what_models_use_from_what_none_uses_yet(store: Path) -> None:
+    used, unused = CliRunner().invoke(app, ["list"]).stdout.split("of networks that no model uses yet")
+    assert "rvm-resnet50" in used
+    assert "xmem" in unused
+    assert "only a browser gets u2net" in unused
+    assert "--accept-licence NAME" in unused
+    assert not store.exists()
+
+
+def test_fetch_by_hand_and_without_an_accepted_licence_say_what_to_do(store: Path) -> None:
+    result = CliRunner().invoke(app, ["fetch", "e2fgvi-hq", "propainter", "--json"])
+    assert result.exit_code == 1
+    failed = json.loads(result.stdout)["failed"]
+    assert "troupe weights import E2FGVI-HQ-CVPR22.pth --name e2fgvi-hq" in failed["e2fgvi-hq"]
+    assert "--accept-licence S-Lab-1.0" in failed["propainter"]
+    with FileServer(b"x", statuses=[404]) as server:
+        accept = ["--accept-licence", "S-Lab-1.0"]
+        CliRunner().invoke(app, ["fetch", "propainter", *accept, "--mirror", server.mirror])
+    assert [asked.path for asked in server.asked] == ["/gh/sczhou/ProPainter/releases/download/v0.1.0/ProPainter.pth"]
+    assert not list(store.glob("*.pth"))
+
+
+def test_fetch_says_that_nobody_published_the_hash(store: Path) -> None:
+    with FileServer(b"weights") as server:
+        result = CliRunner().invoke(app, ["fetch", "gma-things", "--mirror", server.mirror])
+    assert result.exit_code == 0
+    assert "unverified: nobody published its sha256" in result.stdout
+    assert "unverified" in CliRunner().invoke(app, ["verify"]).stdout
+    assert (store / "gma-things.pth.json").exists()
+
+
+def test_all_is_what_the_models_use(store: Path) -> None:
+    with FileServer(b"", statuses=[404] * 20) as server:
+        result = CliRunner().invoke(app, ["fetch", "--all", "--mirror", server.mirror, "--json"])
+    assert set(json.loads(result.stdout)["failed"]) == set(weights_of_models())
+    assert not list(store.glob("*.pth"))
 
 
 def test_fetch_that_fails_goes_on_with_the_next_and_exits_1(store: Path) -> None:

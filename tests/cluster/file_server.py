@@ -27,12 +27,14 @@ class FileServer:
         cut_after: bytes of a body after which the connection closes, one item a request; then bodies are whole.
         statuses: statuses sent instead of the file, one a request.
         lengths: whether Content-Length is sent.
+        content_type: what is sent as such.
         on_body: called in the handler before each body.
     """
 
     content: bytes
     ranges: bool = True
     lengths: bool = True
+    content_type: str = "application/octet-stream"
     cut_after: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -78,6 +80,7 @@ class FileServer:
         request.send_response(206 if start else 200)
         if start:
             request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        request.send_header("Content-Type", self.content_type)
         if self.lengths:
             request.send_header("Content-Length", str(len(body)))
         request.end_headers()

@@ -7,13 +7,15 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actors.catalogue import weights_of_models
 from cluster.download import Patience
 from cluster.errors import UsageError, WeightsError
 from cluster.filehash import HashMemory
-from cluster.registry import Entry, Licence, Registry, official_registry
+from cluster.registry import ByHand, Entry, Licence, Registry, official_registry
 from cluster.weights import State, WeightsStore, default_folder, mirrored
 from tests.cluster.file_server import FileServer
 
@@ -23,18 +25,26 @@ FILE = "Toy_x4.pth"
 QUICK = Patience(connect_seconds=5, silence_seconds=5, attempts=3, pause_seconds=0.0)
 
 
+def toy_entry(**changes: Any) -> Entry:
+    known: dict[str, Any] = {
+        "name": NAME,
+        "file": FILE,
+        "urls": (f"https://github.com/someone/toy/releases/download/v1/{FILE}",),
+        "bytes": len(CONTENT),
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "pins": 1,
+        "licence": Licence(spdx="MIT", settled=True, note="made up"),
+        "purpose": "tests",
+    }
+    return Entry(**known | changes)
+
+
 def toy_registry(size: int | None = len(CONTENT)) -> Registry:
-    entry = Entry(
-        name=NAME,
-        file=FILE,
-        urls=(f"https://github.com/someone/toy/releases/download/v1/{FILE}",),
-        bytes=size,
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        pins=1,
-        licence=Licence(spdx="MIT", settled=True, note="made up"),
-        purpose="tests",
-    )
-    return Registry((entry,))
+    return Registry((toy_entry(bytes=size),))
+
+
+def toy_store(folder: Path, **changes: Any) -> WeightsStore:
+    return WeightsStore(folder, registry=Registry((toy_entry(**changes),)))
 
 
 @pytest.fixture(autouse=True)
@@ -212,9 +222,106 @@ def test_mirror_address(mirror: str | None, expected: str) -> None:
     assert mirrored("https://github.com/a/b.pth", mirror) == expected
 
 
+def test_mirror_of_github_is_not_asked_for_other_addresses() -> None:
+    url = "https://huggingface.co/someone/toy/resolve/main/toy.pth"
+    assert mirrored(url, "https://mirror.example/gh/{path}") == url
+    assert mirrored(url, "https://mirror.example/") == f"https://mirror.example/{url}"
+
+
 def test_mirror_that_is_no_address_is_bad_usage() -> None:
     with pytest.raises(UsageError, match="mirror"):
         mirrored("https://github.com/a/b.pth", "mirror.example")
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size registered", "size unknown"])
+def test_file_of_unpublished_hash_is_trusted_once_and_remembered(tmp_path: Path, size: int | None) -> None:
+    store = toy_store(tmp_path, bytes=size, sha256=None, pins=0)
+    with FileServer(CONTENT) as server:
+        (weight,) = store.fetch([NAME], mirror=server.mirror, patience=QUICK)
+        assert store.fetch([NAME], mirror=server.mirror, patience=QUICK) == (weight,)
+    assert len(server.asked) == 1
+    assert weight.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert not weight.official
+    assert [status.state for status in store.verify()] == [State.UNVERIFIED]
+    weight.path.write_bytes(b"another file")
+    assert [status.state for status in store.verify()] == [State.DAMAGED]
+
+
+def test_part_of_a_file_of_unpublished_hash_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / f"{FILE}.part").write_bytes(b"of another file")
+    with FileServer(CONTENT) as server:
+        toy_store(tmp_path, sha256=None, pins=0).fetch([NAME], mirror=server.mirror, patience=QUICK)
+    assert [asked.start for asked in server.asked] == [0]
+    assert (tmp_path / FILE).read_bytes() == CONTENT
+
+
+def test_another_size_than_the_registered_one_is_refused_without_a_hash_too(tmp_path: Path) -> None:
+    store = toy_store(tmp_path, bytes=len(CONTENT) + 1, sha256=None, pins=0)
+    with FileServer(CONTENT) as server, pytest.raises(WeightsError, match="another file"):
+        store.fetch([NAME], mirror=server.mirror, patience=QUICK)
+
+
+def test_web_page_in_place_of_a_file_of_unpublished_hash_is_refused(tmp_path: Path) -> None:
+    store = toy_store(tmp_path, bytes=None, sha256=None, pins=0)
+    with (
+        FileServer(b"<html>sign in</html>", content_type="text/html; charset=utf-8") as server,
+        pytest.raises(WeightsError, match="sends a web page"),
+    ):
+        store.fetch([NAME], mirror=server.mirror, patience=QUICK)
+    assert in_folder(store) == set()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_published_md5_is_checked_where_no_sha256_is_known(tmp_path: Path, right: bool) -> None:
+    md5 = hashlib.md5(CONTENT if right else b"another file").hexdigest()
+    store = toy_store(tmp_path, sha256=None, md5=md5)
+    with FileServer(CONTENT) as server:
+        if right:
+            assert not store.fetch([NAME], mirror=server.mirror, patience=QUICK)[0].official
+        else:
+            with pytest.raises(WeightsError, match=f"is not the registered file \\(md5 {md5}\\)"):
+                store.fetch([NAME], mirror=server.mirror, patience=QUICK)
+            assert in_folder(store) == set()
+
+
+def test_licence_that_forbids_commercial_use_must_be_accepted(tmp_path: Path) -> None:
+    licence = Licence(spdx="CC-BY-NC-4.0", settled=True, commercial=False, note="made up")
+    store = toy_store(tmp_path, licence=licence)
+    with FileServer(CONTENT) as server:
+        for accepted in ([], ["S-Lab-1.0"]):
+            with pytest.raises(WeightsError, match=r"CC-BY-NC-4\.0, forbids commercial use") as error:
+                store.fetch([NAME], mirror=server.mirror, accepted=accepted, patience=QUICK)
+            assert "--accept-licence CC-BY-NC-4.0" in error.value.remedy
+        assert server.asked == []
+        assert store.fetch([NAME], mirror=server.mirror, accepted=["CC-BY-NC-4.0"], patience=QUICK)[0].official
+    (tmp_path / FILE).unlink()
+    with pytest.raises(WeightsError, match=f"troupe weights fetch {NAME} --accept-licence CC-BY-NC-4.0"):
+        store.find(NAME)
+
+
+def test_file_that_only_a_browser_gets_comes_with_instructions(tmp_path: Path) -> None:
+    by_hand = ByHand(page="https://drive.google.com/file/d/1/view", steps=f"download {FILE}")
+    store = toy_store(tmp_path / "store", urls=(), by_hand=by_hand)
+    for get in (lambda: store.fetch([NAME]), lambda: store.find(NAME)):
+        with pytest.raises(WeightsError) as error:
+            get()
+        assert error.value.remedy == (
+            f"open https://drive.google.com/file/d/1/view, download {FILE}, and run "
+            f"`troupe weights import {FILE} --name {NAME}`"
+        )
+    (tmp_path / FILE).write_bytes(CONTENT)
+    assert store.import_file(tmp_path / FILE, NAME).official
+
+
+@pytest.mark.parametrize("file", ["a.pth", "a.pt", "a.ckpt", "a.pyth", "a.bin", "a.safetensors", "a.onnx"])
+def test_files_of_every_format_are_fetched_found_and_imported(tmp_path: Path, file: str) -> None:
+    url = f"https://github.com/someone/toy/releases/download/v1/{file}"
+    fetched, imported = (toy_store(tmp_path / folder, file=file, urls=(url,)) for folder in ("fetched", "imported"))
+    with FileServer(CONTENT) as server:
+        (weight,) = fetched.fetch([NAME], mirror=server.mirror, patience=QUICK)
+    assert imported.import_file(weight.path).official
+    assert imported.find(NAME).path.name == file
+    assert [status.state for status in imported.verify()] == [State.OFFICIAL]
 
 
 # --- finding, importing, verifying
@@ -336,19 +443,34 @@ def test_verify_reads_the_bytes_again(tmp_path: Path) -> None:
 # --- the package's own registry
 
 
-def test_official_registry_has_every_network_the_models_need() -> None:
-    assert {entry.name for entry in official_registry()} == {
-        "realesr-animevideov3",
-        "realesr-general-x4v3",
-        "realesr-general-wdn-x4v3",
-        "realesrgan-x4plus",
-        "realesrgan-x2plus",
-        "realesrgan-x4plus-anime-6b",
-        "rvm-mobilenetv3",
-        "rvm-resnet50",
-        "selfie-segmentation",
-    }
+def test_official_registry_has_what_the_models_need() -> None:
+    assert all(official_registry()[name] for name in weights_of_models())
     assert not official_registry()["rvm-resnet50"].licence.settled
+
+
+def test_every_registered_checkpoint_is_fetched_or_got_by_hand() -> None:
+    for entry in official_registry():
+        assert entry.urls or entry.by_hand, entry.name
+        assert not any("drive.google.com" in url for url in entry.urls), entry.name
+    forbidding = {entry.name for entry in official_registry() if not entry.licence.commercial}
+    assert forbidding == {"e2fgvi", "e2fgvi-hq", "propainter", "propainter-flow"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"urls": ()}, "either urls or by_hand"),
+        ({"by_hand": ByHand(page="https://a.example", steps="download it")}, "either urls or by_hand"),
+        ({"md5": "0" * 32}, "whose sha256 is not known"),
+        ({"sha256": None}, "pins count"),
+        ({"pins": 0}, "pins count"),
+        ({"file": "toy.exe"}, "file"),
+        ({"urls": ("http://a.example/toy.pth",)}, "https"),
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        toy_entry(**changes)
 
 
 def test_registry_with_a_name_twice_is_refused() -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from actors.networks.inpaint.alignment import SecondOrderPropagation
 from actors.networks.inpaint.flow_completion import Flows
 from actors.networks.inpaint.focal import FocalTransformerBlock
-from actors.networks.inpaint.layers import GroupedSkipEncoder, check_sides, frame_decoder, framewise
+from actors.networks.inpaint.layers import GroupedSkipEncoder, frame_decoder, framewise
 from actors.networks.inpaint.spynet import SPyNet
 from actors.networks.inpaint.tokens import SoftComposition, SoftSplit
+from actors.networks.sizes import check_sides
 
 _FEATURES = 128
 #: Height and width of features for which the base model has a bias for every place.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from actors.networks.inpaint.alignment import SecondOrderPropagation
-from actors.networks.inpaint.layers import UpConv, check_sides, framewise
+from actors.networks.inpaint.layers import UpConv, framewise
+from actors.networks.sizes import check_sides
 
 #: Flow from each frame to the next and from each frame to the one before, [B,T-1,2,H,W], (dx, dy) in pixels.
 Flows = tuple[Tensor, Tensor]
@@ -112,7 +113,7 @@ class FlowCompletion(nn.Module):
         """What `forward` takes inside of the masks, everywhere. Arguments and errors are the same."""
         if masks.shape[1] != flows[0].shape[1] + 1:
             raise ValueError(f"{masks.shape[1]} masks do not belong to {flows[0].shape[1]} flows: one more is needed")
-        check_sides(masks, (self.multiple_of, self.multiple_of))
+        check_sides(masks, self.multiple_of)
         # One direction after the other, the backward one in its own order of time: half the memory of both at once.
         ahead = self._predict(flows[0], masks[:, :-1])
         back = self._predict(flows[1].flip(1), masks[:, 1:].flip(1)).flip(1)

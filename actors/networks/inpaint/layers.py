@@ -91,12 +91,3 @@ def _pixels(height: int, width: int, device: torch.device) -> tuple[Tensor, Tens
         y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
         pixels = torch.stack((x, y), -1).float()
         return pixels, pixels[-1, -1].clamp(min=1)
-
-
-def check_sides(frames: Tensor, multiple_of: tuple[int, int]) -> None:
-    """Raises ValueError unless height and width of [..., H, W] are multiples of these two."""
-    height, width = frames.shape[-2:]
-    if height % multiple_of[0] or width % multiple_of[1] or not height or not width:
-        raise ValueError(
-            f"the height must be a multiple of {multiple_of[0]} and the width of {multiple_of[1]}, got {width}x{height}"
-        )

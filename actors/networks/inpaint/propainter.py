@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from actors.networks.inpaint.alignment import DeformableAlignment
 from actors.networks.inpaint.flow_completion import Flows
-from actors.networks.inpaint.layers import GroupedSkipEncoder, check_sides, frame_decoder, framewise, leaky_convs, warp
+from actors.networks.inpaint.layers import GroupedSkipEncoder, frame_decoder, framewise, leaky_convs, warp
 from actors.networks.inpaint.sparse import SparseTransformer, windows_with_holes
 from actors.networks.inpaint.tokens import SoftComposition, SoftSplit
+from actors.networks.sizes import check_sides
 
 _FEATURES = 128
 
@@ -152,7 +153,7 @@ class ProPainter(nn.Module):
             ValueError: a side is no multiple of 4, there is one frame only, or the number of flows does not fit.
         """
         count = frames.shape[1]
-        check_sides(frames, (self.multiple_of, self.multiple_of))
+        check_sides(frames, self.multiple_of)
         if count < 2:
             raise ValueError("at least two frames are needed: every second block sees the second, fourth, ... only")
         if not 1 <= local <= count or flows[0].shape[1] != local - 1:

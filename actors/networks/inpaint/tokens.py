@@ -123,13 +123,15 @@ def surroundings(reach: Size) -> Tensor:
     The copies are shifted by `reach` tokens (rows, columns) down right, down left, up right and up left, in the order
     of `window_places`.
     """
-    rows, columns = torch.meshgrid(torch.arange(WINDOW[0]), torch.arange(WINDOW[1]), indexing="ij")
+    # Looked at on the CPU: a network that is built on the meta device, without its numbers, has these.
+    steps = (torch.arange(side, device="cpu") for side in WINDOW)
+    rows, columns = torch.meshgrid(*steps, indexing="ij")
     outside = []
     for down, right in _shifts(reach):
         row, column = rows + down, columns + right
         inside = (row >= 0) & (row < WINDOW[0]) & (column >= 0) & (column < WINDOW[1])
         outside.append(~inside.flatten())
-    return torch.cat(outside).nonzero().view(-1)
+    return torch.cat(outside).nonzero().view(-1).to(torch.get_default_device())
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from actors.networks.raft.correlation import LEVELS, CorrelationPyramid, pixel_grid
 from actors.networks.raft.encoders import Block, BottleneckBlock, Encoder, Norm, ResidualBlock, identity
 from actors.networks.raft.update import FULL, SMALL, Size, UpdateBlock
+from actors.networks.sizes import check_sides
 
 #: Iterations of the refinement that the paper's tables use for video.
 ITERATIONS = 12
@@ -94,11 +95,7 @@ class RAFT(nn.Module):
             raise ValueError(
                 f"images must both be [B,3,H,W] of one size, got {list(image1.shape)} and {list(image2.shape)}"
             )
-        height, width = image1.shape[2:]
-        if height % self.multiple_of or width % self.multiple_of or min(height, width) < self.minimum:
-            raise ValueError(
-                f"sides must be multiples of {self.multiple_of} and at least {self.minimum}, got {height}x{width}"
-            )
+        check_sides(image1, self.multiple_of, self.minimum)
         if iters < 1:
             raise ValueError(f"iters must be at least 1, got {iters}")
 

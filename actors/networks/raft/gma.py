@@ -65,6 +65,6 @@ class GMA(RAFT):
 
 def detect_gma(state: Mapping[str, Tensor]) -> GMA | None:
     """The network (weights not loaded), or None if the state dict is of another family."""
-    if "att.to_qk.weight" not in state or "update_block.aggregator.gamma" not in state:
+    if "att.to_qk.weight" not in state or "fnet.conv1.weight" not in state:
         return None
     return GMA()

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from onnx.helper import make_node
 from torch import Tensor
 
 from actors.networks import ferplus
@@ -19,7 +20,7 @@ from actors.networks.ferplus import EMOTIONS, FERPlus
 from actors.networks.load import load_network
 from cluster.errors import WeightsError
 from tests.actors.networks import goldens
-from tests.actors.networks.onnxwriter import node, onnx_model
+from tests.actors.networks.onnxwriter import onnx_model
 
 #: Kernels by block, each with the shape that the published listing gives.
 CONVOLUTIONS = [
@@ -49,30 +50,32 @@ def build(shared: Path) -> FERPlus:
 
 
 def graph(state: dict[str, Tensor]) -> bytes:
-    nodes = [node("Sub", ["Input3", "Constant339"], "m"), node("Div", ["m", "Constant343"], "x0")]
+    nodes = [make_node("Sub", ["Input3", "Constant339"], ["m"]), make_node("Div", ["m", "Constant343"], ["x0"])]
     x = "x0"
     for i, block in enumerate(CONVOLUTIONS):
         for name, _ in block:
-            conv = node("Conv", [x, name], f"c{name}", kernel_shape=[3, 3], strides=[1, 1], auto_pad="SAME_UPPER")
+            conv = make_node(
+                "Conv", [x, name], [f"c{name}"], kernel_shape=[3, 3], strides=[1, 1], auto_pad="SAME_UPPER"
+            )
             nodes += [
                 conv,
-                node("Add", [f"c{name}", bias_of(name)], f"a{name}"),
-                node("Relu", [f"a{name}"], name + "r"),
+                make_node("Add", [f"c{name}", bias_of(name)], [f"a{name}"]),
+                make_node("Relu", [f"a{name}"], [name + "r"]),
             ]
             x = name + "r"
-        nodes.append(node("MaxPool", [x], f"pool{i}", kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 0, 0]))
+        nodes.append(make_node("MaxPool", [x], [f"pool{i}"], kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 0, 0]))
         x = f"pool{i}"
     nodes += [
-        node("Reshape", ["Parameter1367", "Parameter1367_reshape1_shape"], "w"),
-        node("Reshape", [x, "Dropout612_Output_0_reshape0_shape"], "flat"),
-        node("MatMul", ["flat", "w"], "t622"),
-        node("Add", ["t622", "Parameter1368"], "p624"),
-        node("Relu", ["p624"], "r636"),
-        node("MatMul", ["r636", "Parameter1403"], "t656"),
-        node("Add", ["t656", "Parameter1404"], "p658"),
-        node("Relu", ["p658"], "r670"),
-        node("MatMul", ["r670", "Parameter1693"], "t690"),
-        node("Add", ["t690", "Parameter1694"], "Plus692_Output_0"),
+        make_node("Reshape", ["Parameter1367", "Parameter1367_reshape1_shape"], ["w"]),
+        make_node("Reshape", [x, "Dropout612_Output_0_reshape0_shape"], ["flat"]),
+        make_node("MatMul", ["flat", "w"], ["t622"]),
+        make_node("Add", ["t622", "Parameter1368"], ["p624"]),
+        make_node("Relu", ["p624"], ["r636"]),
+        make_node("MatMul", ["r636", "Parameter1403"], ["t656"]),
+        make_node("Add", ["t656", "Parameter1404"], ["p658"]),
+        make_node("Relu", ["p658"], ["r670"]),
+        make_node("MatMul", ["r670", "Parameter1693"], ["t690"]),
+        make_node("Add", ["t690", "Parameter1694"], ["Plus692_Output_0"]),
     ]
     return onnx_model(state, nodes, "Input3", "Plus692_Output_0")
 

@@ -144,7 +144,7 @@ def test_transforms_stay_in_single_precision_when_the_rest_is_half(short: LaMa) 
 
 def test_other_inputs_are_refused_with_the_rule(short: LaMa) -> None:
     for height, width in ((60, 64), (64, 65), (8, 64)):
-        with pytest.raises(ValueError, match=f"multiples of 8 and at least 16, got {height}x{width}"):
+        with pytest.raises(ValueError, match=f"multiples of 8 and at least 16, got {width}x{height}"):
             short(torch.zeros(1, 4, height, width))
     with pytest.raises(ValueError, match=r"\[B,4,H,W\]"):
         short(torch.zeros(1, 3, 64, 64))

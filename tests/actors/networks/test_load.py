@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.networks import load
@@ -225,43 +228,35 @@ def test_a_known_torchscript_archive_is_refused_with_the_right_address(tmp_path:
     assert address in caught.value.remedy
 
 
-def safetensors(state: Wrapped, kinds: dict[torch.dtype, str]) -> bytes:
-    header: Wrapped = {"__metadata__": {"format": "pt"}}
-    body = b""
-    for name, value in state.items():
-        raw = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        place = [len(body), len(body) + len(raw)]
-        header[name] = {"dtype": kinds[value.dtype], "shape": list(value.shape), "data_offsets": place}
-        body += raw
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + body
-
-
 def test_safetensors_load_in_every_type(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     path = tmp_path / "model.safetensors"
-    for dtype in kinds:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         cast = {key: value.to(dtype) for key, value in state.items()}
-        path.write_bytes(safetensors(cast, kinds))
+        save_file(cast, path)
         assert_same(load_network(path).network, {key: value.float() for key, value in cast.items()})
 
 
 def test_numbers_at_odd_places_of_a_safetensors_file_are_read(tmp_path: Path) -> None:
     state = {"flag": torch.tensor([True]), "count": torch.tensor(7), "none": torch.zeros(0, 3), "x": torch.rand(2, 3)}
-    kinds = {torch.bool: "BOOL", torch.int64: "I64", torch.float32: "F32"}
-    (tmp_path / "model.safetensors").write_bytes(safetensors(state, kinds))
+    save_file(state, tmp_path / "model.safetensors")
     read = read_state(tmp_path / "model.safetensors")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in state.items())
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_initialisers_of_an_onnx_file_are_read(tmp_path: Path, packed: bool) -> None:
+def test_initialisers_of_an_onnx_file_are_read(tmp_path: Path) -> None:
     state = {"Parameter3": torch.rand(4, 1, 3, 3), "Constant5": torch.tensor(255.0), "shape": torch.tensor([-1, 4096])}
-    (tmp_path / "net.onnx").write_bytes(onnx_model(state, packed=packed))
+    (tmp_path / "net.onnx").write_bytes(onnx_model(state))
     read = read_state(tmp_path / "net.onnx")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], value) for key, value in state.items())
+
+
+def test_an_onnx_file_that_keeps_its_numbers_elsewhere_is_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(onnx_model({"x": torch.rand(64, 64)}))
+    onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data")
+    with pytest.raises(WeightsError, match=r"net\.onnx: .*keeps its numbers in another file"):
+        load_network(tmp_path / "net.onnx")
 
 
 def test_a_real_onnx_file_is_read_and_refused_as_no_known_network(shared: Path) -> None:
@@ -276,7 +271,7 @@ def test_a_real_onnx_file_is_read_and_refused_as_no_known_network(shared: Path) 
 def test_other_formats_cut_off_anywhere_are_named_errors(
     tmp_path: Path, state: dict[str, Tensor], name: str, keep: float
 ) -> None:
-    content = onnx_model(state) if name.endswith("onnx") else safetensors(state, {torch.float32: "F32"})
+    content = onnx_model(state) if name.endswith("onnx") else safetensors.torch.save(state)
     (tmp_path / name).write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(WeightsError, match=rf"{name}: is not a readable (safetensors|ONNX) checkpoint"):
         load_network(tmp_path / name)
@@ -287,7 +282,7 @@ def test_safetensors_that_share_or_leave_bytes_are_a_named_error(tmp_path: Path)
     for header, length in (({"x": place, "y": place}, 8), ({"x": place}, 12)):
         text = json.dumps(header).encode()
         (tmp_path / "net.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
-        with pytest.raises(WeightsError, match="not what the header says"):
+        with pytest.raises(WeightsError, match="is not a readable safetensors checkpoint"):
             load_network(tmp_path / "net.safetensors")
 
 
@@ -335,3 +330,109 @@ def test_a_blend_of_two_networks_is_refused(tmp_path: Path, state: dict[str, Ten
         load_blend(first, second, 0.5)
     with pytest.raises(ValueError, match="outside 0"):
         load_blend(first, first, 1.5)
+
+
+# --- every family together
+
+#: The family of each state dict of keys.json; None: part of a checkpoint, but no network of its own.
+KINDS: dict[str, str | None] = {
+    **dict.fromkeys(("srvgg16", "srvgg32"), "srvgg"),
+    **dict.fromkeys(("rrdb_x4_23", "rrdb_x4_6", "rrdb_x2_23"), "rrdb"),
+    **{
+        f"rvm_{encoder}{refiner}": "rvm"
+        for encoder in ("mobilenetv3", "resnet50")
+        for refiner in ("", "_fast_guided_filter")
+    },
+    **dict.fromkeys(("u2net", "u2netp", "u2net_sky_full2", "u2net_sky_lite2"), "u2net"),
+    "isnet": "isnet",
+    "isnet_gt_encoder": None,
+    "modnet": "modnet",
+    "bisenet": "bisenet",
+    **dict.fromkeys(("birefnet_t", "birefnet_l"), "birefnet"),
+    **dict.fromkeys(("raft", "raft_small"), "raft"),
+    "gma": "gma",
+    "transnetv2": "transnetv2",
+    "lama": "lama",
+    **dict.fromkeys(("x3d_xs", "x3d_s", "x3d_m", "x3d_l"), "x3d"),
+    "propainter": "propainter",
+    "propainter_flow": "propainter_flow",
+    **dict.fromkeys(("e2fgvi", "e2fgvi_hq"), "e2fgvi"),
+    "sttn": "sttn",
+    "xmem": "xmem",
+    **dict.fromkeys(("cutie", "cutie_small"), "cutie"),
+    **dict.fromkeys(("deaott", "deaots", "deaotb", "deaotl", "r50_deaotl"), "deaot"),
+}
+#: The smallest state dict of each family, and what its official file has around it.
+FILES: dict[str, Callable[[dict[str, Tensor]], Wrapped]] = {
+    "srvgg16": lambda state: {"params": state},
+    "rrdb_x4_6": lambda state: {"params_ema": state},
+    "rvm_mobilenetv3": lambda state: state,
+    "u2netp": lambda state: state,
+    "isnet": lambda state: {
+        "state_dict": {**prefixed("net.", state), "gt_encoder.conv_in.conv.weight": torch.zeros(1)},
+        "optimizer_states": [],
+    },
+    "modnet": lambda state: prefixed("module.", state),
+    "bisenet": lambda state: state,
+    "birefnet_t": lambda state: prefixed("module._orig_mod.", state),
+    "raft_small": lambda state: prefixed("module.", state),
+    "gma": lambda state: prefixed("module.", state),
+    "transnetv2": lambda state: state,
+    "lama": lambda state: {
+        "state_dict": {**prefixed("generator.", state), "discriminator.model0.0.weight": torch.zeros(1)},
+        "epoch": 1,
+    },
+    "x3d_xs": lambda state: {"model_state": state, "optimizer_state": {}, "cfg": "text"},
+    "propainter": lambda state: state,
+    "propainter_flow": lambda state: state,
+    "e2fgvi_hq": lambda state: state,
+    "sttn": lambda state: {"netG": state},
+    "xmem": lambda state: state,
+    "cutie_small": lambda state: state,
+    "deaott": lambda state: {"state_dict": prefixed("module.", state), "optimizer": {"lr": 0.1}},
+}
+
+
+def of_shapes(shared: Path, entry: str) -> dict[str, Tensor]:
+    """The state dict of an official network, of ones that take no memory."""
+    keys = json.loads((shared / "goldens" / "keys.json").read_text())[entry]
+    whole = ("num_batches_tracked", "relative_position_index", "valid_ind_rolled", "rel_ind")
+    ones = {True: torch.ones((), dtype=torch.int64), False: torch.ones(())}
+    return {name: ones[name.endswith(whole)].expand(shape) for name, shape in keys}
+
+
+def test_every_official_network_has_its_family(shared: Path) -> None:
+    assert KINDS.keys() == json.loads((shared / "goldens" / "keys.json").read_text()).keys()
+    assert {KINDS[entry] for entry in FILES} == load.FAMILIES.keys() - {"ferplus"}  # whose file is ONNX
+
+
+@pytest.mark.parametrize("entry", KINDS)
+def test_a_state_dict_is_its_own_family_and_no_other(shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    with torch.device("meta"):
+        found = {kind: network for kind, detect in load.FAMILIES.items() if (network := detect(state)) is not None}
+    assert list(found) == ([KINDS[entry]] if KINDS[entry] else [])
+    for network in found.values():
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in state.items()}
+
+
+@pytest.mark.parametrize("entry", FILES)
+def test_a_file_of_every_family_loads_as_it_is_published(tmp_path: Path, shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    loaded = load_network(save(tmp_path / "net.pth", FILES[entry](state)))
+    assert loaded.kind == KINDS[entry]
+    assert_same(loaded.network, state)
+
+
+@pytest.mark.parametrize("entry", FILES)
+def test_faults_of_every_family_are_named(tmp_path: Path, shared: Path, entry: str) -> None:
+    state = of_shapes(shared, entry)
+    *_, misshapen, missing = (name for name, value in state.items() if value.ndim == 1)
+    del state[missing]
+    state |= {misshapen: torch.ones(3, 7), "other.weight": torch.ones(1)}
+    with pytest.raises(WeightsError) as caught:
+        load_network(save(tmp_path / "net.pth", FILES[entry](state)))
+    assert caught.value.reason == (
+        f"looks like {KINDS[entry]} but lacks {missing}; has unknown other.weight; has in another shape {misshapen}"
+    )

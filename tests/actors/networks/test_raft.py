@@ -147,7 +147,7 @@ def test_a_window_reads_the_correlation_at_its_positions() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(132, 128), (128, 200 + 4), (120, 256), (256, 64)])
 def test_other_sides_are_refused_with_the_rule(network: RAFT, height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"multiples of 8 and at least 128, got {height}x{width}"):
+    with pytest.raises(ValueError, match=f"multiples of 8 and at least 128, got {width}x{height}"):
         network(*frames(1, height, width))
 
 
