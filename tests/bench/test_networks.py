@@ -138,5 +138,5 @@ def test_a_network_is_measured_at_its_own_size(capsys: pytest.CaptureFixture[str
     assert row["size"] == "64x64"
     assert row["parameters"] == pytest.approx(8.76, abs=0.01)
     assert row["fps"] > 0
-    assert row["peak_mib"] is None or row["peak_mib"] > 0
+    assert row["peak_mib"] is None or row["peak_mib"] >= 0
     assert 0 < row["half_error"] < 0.1 or row["note"].startswith("fp16 failed")

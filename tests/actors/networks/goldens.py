@@ -93,11 +93,15 @@ def dead_parameters(network: nn.Module, call: Callable[[], Iterable[Tensor]]) ->
     }
 
 
-def dead_buffers(network: nn.Module, call: Callable[[], Iterable[Tensor]]) -> set[str]:
-    """Names of the float buffers in the state dict, such as BatchNorm's statistics, on which no output depends."""
+def dead_buffers(network: nn.Module, call: Callable[[], Iterable[Tensor]], every: int = 1) -> set[str]:
+    """Names of the float buffers in the state dict, such as BatchNorm's statistics, on which no output depends.
+
+    Args:
+        every: looks at each so-manieth of them. A BatchNorm whose weight and bias matter has statistics that do.
+    """
     reference = [value.clone() for value in call()]
     dead = set()
-    for name in network.state_dict().keys() - dict(network.named_parameters()).keys():
+    for name in sorted(network.state_dict().keys() - dict(network.named_parameters()).keys())[::every]:
         buffer = network.get_buffer(name)
         if buffer.is_floating_point():
             before = buffer.clone()

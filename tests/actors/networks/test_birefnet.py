@@ -96,7 +96,7 @@ def test_every_parameter_but_those_of_training_matters(shared: Path) -> None:
 def test_batch_norm_statistics_matter(shared: Path) -> None:
     network, x = tiny(shared), noise(1, 3, 64, 64)
     state, before = network.state_dict(), network(x)
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::7]:
+    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::31]:
         kept = state[name].clone()
         state[name].mul_(1.5)
         assert not torch.equal(network(x), before), name

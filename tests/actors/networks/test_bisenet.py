@@ -62,7 +62,7 @@ def test_batch_norm_statistics_matter(shared: Path) -> None:
     network = build(shared)
     x, state = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(2)), network.state_dict()
     before = torch.cat([m.flatten() for m in network.all_maps(x)])
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))]:
+    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::7]:
         kept = state[name].clone()
         state[name].mul_(1.5)
         assert not torch.equal(torch.cat([m.flatten() for m in network.all_maps(x)]), before), name

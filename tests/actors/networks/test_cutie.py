@@ -96,9 +96,9 @@ def test_only_the_training_head_does_not_matter(network: Cutie, shared: Path) ->
 def test_every_statistic_and_frequency_matters(network: Cutie) -> None:
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(1, 3, 32, 32, generator=generator)
-    assert goldens.dead_buffers(network.pixel_encoder, lambda: network.pixel_encoder(frames)) == set()
+    assert goldens.dead_buffers(network.pixel_encoder, lambda: network.pixel_encoder(frames), every=13) == set()
     mask = torch.cat([frames, frames[:, :2]], 1)
-    assert goldens.dead_buffers(network.mask_encoder, lambda: network.mask_encoder(mask)) == set()
+    assert goldens.dead_buffers(network.mask_encoder, lambda: network.mask_encoder(mask), every=7) == set()
     value, seen = torch.randn(1, 256, 3, 4, generator=generator), torch.rand(1, 3, 4, generator=generator)
     summaries = network.object_summarizer(seen, value)
     assert goldens.dead_buffers(network.object_summarizer, lambda: [network.object_summarizer(seen, value)]) == set()

@@ -83,7 +83,7 @@ def test_batch_norm_statistics_matter(shared: Path) -> None:
     state = network.state_dict()
     before = torch.cat([m.flatten() for m in call(network, x).values()])
     names = [name for name in state if name.endswith(("running_mean", "running_var"))]
-    for name in names[::23]:
+    for name in names[::97]:
         kept = state[name].clone()
         state[name].mul_(1.5)
         assert not torch.equal(torch.cat([m.flatten() for m in call(network, x).values()]), before), name
