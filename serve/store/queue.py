@@ -237,4 +237,4 @@ async def _candidates(session: AsyncSession, now: datetime) -> Sequence[str]:
     order = (TaskRow.turn, TaskRow.created, TaskRow.id)
     ready = select(TaskRow.id).where(TaskRow.state == TaskState.QUEUED, TaskRow.due <= now).order_by(*order)
     found = [(await session.execute(query.limit(_CANDIDATES))).scalars().all() for query in (_abandoned(now), ready)]
-    return [*found[0], *found[1]]
+    return found[0] or found[1]

@@ -100,6 +100,13 @@ async def rows(url: str, query: str) -> list[tuple[Any, ...]]:
     return found
 
 
+#: Other connections to the same database, by their numbers.
+SESSIONS = {
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()",
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+}
+
+
 @dataclass
 class Clock:
     """A time that passes when the test says so."""
@@ -153,6 +160,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 @pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, servers: Servers) -> Database:
     """An empty database of each kind."""
+    return Database(request.param, servers.ready(request.param), Clock())
+
+
+@pytest.fixture(params=KINDS[1:])
+def server(request: pytest.FixtureRequest, servers: Servers) -> Database:
+    """An empty database of each kind that has a server."""
     return Database(request.param, servers.ready(request.param), Clock())
 
 

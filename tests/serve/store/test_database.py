@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import UsageError
 from serve.store import NewTask, Store, StoreError
 from serve.store import database as database_module
-from tests.serve.store.conftest import Database
+from tests.serve.store.conftest import SESSIONS, Database
 
 SECRET = "hunter2"
 
@@ -24,7 +24,7 @@ SECRET = "hunter2"
     [
         ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
         ("sqlite+aiosqlite:////x/y.db", "sqlite+aiosqlite:////x/y.db"),
-        (Path("/x/y 50%.db"), "sqlite+aiosqlite:////x/y 50%.db"),
+        (Path("/x/y 50%.db"), "sqlite+aiosqlite:////x/y 50%25.db"),
         ("mysql://me@host/name", "mysql+aiomysql://me@host/name"),
         ("mysql+aiomysql://me@host/name", "mysql+aiomysql://me@host/name"),
         ("mariadb://me@host/name", "mysql+aiomysql://me@host/name"),
@@ -135,28 +135,21 @@ def test_a_full_disk_is_a_named_error_and_loses_nothing(sqlite: Database) -> Non
     sqlite.run(work, connections=1)
 
 
-def test_a_database_that_restarts_is_found_again(database: Database) -> None:
-    if database.kind == "sqlite":
-        pytest.skip("SQLite has no server")
-
+def test_a_database_that_restarts_is_found_again(server: Database) -> None:
     async def work(store: Store) -> None:
         await store.submit(NewTask("studio", "restage", {}))
-        other = database.store()
-        find, end = {
-            "mariadb": ("SELECT id FROM information_schema.processlist WHERE id <> connection_id()", "KILL {}"),
-            "postgresql": (
-                "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()",
-                "SELECT pg_terminate_backend({})",
-            ),
-        }[database.kind]
-        ended = [await rows_of(other, end.format(number)) for (number,) in await rows_of(other, find)]
-        assert ended
+        other = server.store()
+        end = {"mariadb": "KILL {}", "postgresql": "SELECT pg_terminate_backend({})"}[server.kind]
+        sessions = await rows_of(other, SESSIONS[server.kind])
+        assert sessions
+        for (session,) in sessions:
+            await rows_of(other, end.format(session))
         await asyncio.sleep(0.1)
         await store.submit(NewTask("studio", "restage", {}))
         assert len((await store.page(None)).tasks) == 2
         await other.close()
 
-    database.run(work, connections=1)
+    server.run(work, connections=1)
 
 
 async def rows_of(store: Store, query: str) -> list[tuple[object, ...]]:

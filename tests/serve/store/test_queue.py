@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import UsageError
 from serve.store import Claim, NewTask, Store, Task, TaskState, TaskStateError
+from serve.store.changes import locked
 from tests.conftest import SoakCount
 from tests.serve.store.conftest import Database
 
@@ -312,15 +313,11 @@ def test_progress_is_told_once_a_second_and_kept_short(database: Database) -> No
     database.run(work)
 
 
-def test_a_row_that_a_stopped_machine_keeps_locked_hides_no_other(database: Database) -> None:
-    if database.kind == "sqlite":
-        pytest.skip("SQLite has no locks on rows, and its databases are on one machine")
-
+def test_a_row_that_a_stopped_machine_keeps_locked_hides_no_other(server: Database) -> None:
     async def work(store: Store) -> None:
         first = await store.submit(new())
-        database.clock.sleep(1)
+        server.clock.sleep(1)
         second = await store.submit(new())
-        from serve.store.changes import locked
 
         async def stop(session: Any, _now: Any) -> None:
             assert await locked(session, first.id) is not None
@@ -330,7 +327,7 @@ def test_a_row_that_a_stopped_machine_keeps_locked_hides_no_other(database: Data
         await store._database.write(stop)
         assert (await claimed(store)).task.id == first.id
 
-    database.run(work)
+    server.run(work)
 
 
 @pytest.mark.soak
