@@ -72,21 +72,25 @@ class Spool:
         try:
             await self._in_thread(self._open)
         except BaseException:
-            self._thread.submit(self._discard)
-            self._thread.shutdown(wait=False)
+            await self._abandon()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None
     ) -> None:
-        if not self._finished:
-            done = self._thread.submit(self._discard)
-            # It happens whether or not anybody waits for it, after what the thread is writing now.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_DISCARD_SECONDS):
-                    await asyncio.shield(asyncio.wrap_future(done))
+        if self._finished:
+            self._thread.shutdown(wait=False)
+        else:
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        """Removes the file: whether or not anybody waits for it, after what the thread is at now."""
+        done = self._thread.submit(self._discard)
         self._thread.shutdown(wait=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                await asyncio.shield(asyncio.wrap_future(done))
 
     async def write(self, piece: bytes | memoryview) -> None:
         """Take a piece.
