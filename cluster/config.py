@@ -1,8 +1,9 @@
 """The one configuration: `ray-config.yaml`, a valid Ray Serve file that also holds the pins and the batch defaults.
 
-Each application whose `import_path` is `actors.pin:build` is a pin and its `args` are a `PinSettings`; everything that
-is not Serve's lives under the top-level key `troupe`, which Serve ignores. The defaults here and the shipped file say
-the same, so Troupe also works in a folder without one.
+Each application whose `import_path` is `actors.pin:build` is a pin and its `args` are a `PinSettings`; the one whose
+`import_path` is `serve.app:build` is the HTTP service; everything that is not Serve's lives under the top-level key
+`troupe`, which Serve ignores. The defaults here and the shipped file say the same, so Troupe also works in a folder
+without one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cluster.errors import UsageError
 
 PIN_IMPORT_PATH = "actors.pin:build"
+SERVICE_IMPORT_PATH = "serve.app:build"
 CONFIG_NAME = "ray-config.yaml"
 
 
@@ -219,6 +221,75 @@ PINS: tuple[PinSettings, ...] = (
 )
 
 
+class HttpSettings(BaseModel):
+    """Where the HTTP service listens: Serve's `http_options`, of which Troupe needs these two."""
+
+    model_config = ConfigDict(frozen=True)  # the others are Serve's own
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+
+
+class ServiceSettings(_Frozen):
+    """The HTTP service.
+
+    Attributes:
+        data: folder of tasks, uploads and results; empty for $TROUPE_DATA or the user's data folder.
+        database: `sqlite:///FILE`, `mysql+aiomysql://…`, `postgresql+asyncpg://…`; empty for SQLite in `data`.
+        tokens: YAML file of tokens; without one the service answers on loopback only.
+        runners: tasks worked on at once. One more is kept for clips that somebody waits for.
+        runner_cpus: Ray's bookkeeping for each of them, and for the ingress.
+        lease_s: a task whose runner was silent for so long is given to another one.
+        attempts: how often a task is begun before it counts as failed.
+        preset: of requests that name none.
+        background: of requests that name none; empty for the preset's.
+        library: folder of background categories.
+        max_uploads: uploads received at once.
+        max_upload_gib: size of one.
+        max_requests: requests being answered at once; more are refused with 429.
+        max_active: tasks queued or running in all; more are refused with 429.
+        on_demand_seconds: longest clip of `/v1/restage`.
+        on_demand_megapixels: largest image, coming in or going out.
+        on_demand_mib: largest image file.
+        on_demand_at_once: images and clips being worked on or waiting for it; more are refused with 429.
+        on_demand_wait_s: how long a client is kept waiting for an answer before it gets a task to look at later.
+        events_per_token: event streams open at once.
+        keep_days: how long results are kept.
+        keep_gib: results that are kept, all together; the oldest go first.
+        fetch_seconds: longest time for fetching a `video_url`.
+        allow_networks: private networks (CIDR) that a `video_url` or a webhook may lead to.
+        allow_ports: ports that they may lead to.
+        webhook_secret_env: environment variable with the secret that webhooks are signed with.
+    """
+
+    data: str = ""
+    database: str = ""
+    tokens: str = ""
+    runners: int = Field(default=2, ge=1, le=64)
+    runner_cpus: float = Field(default=0.1, gt=0)
+    lease_s: float = Field(default=30, ge=3, le=3600)
+    attempts: int = Field(default=3, ge=1, le=100)
+    preset: str = "balanced"
+    background: str = ""
+    library: str = "backgrounds"
+    max_uploads: int = Field(default=4, ge=1)
+    max_upload_gib: float = Field(default=2, gt=0)
+    max_requests: int = Field(default=5000, ge=1)
+    max_active: int = Field(default=10_000, ge=1)
+    on_demand_seconds: float = Field(default=10, gt=0)
+    on_demand_megapixels: float = Field(default=36, gt=0)
+    on_demand_mib: float = Field(default=64, gt=0)
+    on_demand_at_once: int = Field(default=32, ge=1)
+    on_demand_wait_s: float = Field(default=60, gt=0, le=3600)
+    events_per_token: int = Field(default=8, ge=1)
+    keep_days: float = Field(default=7, gt=0)
+    keep_gib: float = Field(default=50, gt=0)
+    fetch_seconds: float = Field(default=600, gt=0)
+    allow_networks: tuple[str, ...] = ()
+    allow_ports: tuple[int, ...] = (80, 443)
+    webhook_secret_env: str = "TROUPE_WEBHOOK_SECRET"
+
+
 class TroupeSettings(_Frozen):
     """The part of the file under `troupe:`."""
 
@@ -226,7 +297,14 @@ class TroupeSettings(_Frozen):
     encode: EncodeSettings = EncodeSettings()
     limits: LimitSettings = LimitSettings()
     governor: GovernorSettings = GovernorSettings()
+    service: ServiceSettings = ServiceSettings()
     presets: dict[str, Preset] = Field(default_factory=lambda: dict(PRESETS))
+
+    @model_validator(mode="after")
+    def _service_preset_is_there(self) -> TroupeSettings:
+        if self.service.preset not in self.presets:
+            raise ValueError(f"service.preset {self.service.preset} is not one of {', '.join(self.presets)}")
+        return self
 
 
 class Config(_Frozen):
@@ -234,11 +312,14 @@ class Config(_Frozen):
 
     Attributes:
         path: the file it came from, None when built from defaults.
+        service: the name of the HTTP service's application, None where the file has none.
     """
 
     path: Path | None = None
     pins: tuple[PinSettings, ...] = PINS
     troupe: TroupeSettings = TroupeSettings()
+    http: HttpSettings = HttpSettings()
+    service: str | None = "service"
 
     @field_validator("pins")
     @classmethod
@@ -294,7 +375,11 @@ def load_config(path: Path | None = None) -> Config:
             for application in applications
             if application.get("import_path") == PIN_IMPORT_PATH
         )
-        return Config(path=path.resolve(), pins=pins, troupe=troupe)
+        services = [each.get("name") for each in applications if each.get("import_path") == SERVICE_IMPORT_PATH]
+        if len(services) > 1:
+            raise UsageError(path, "has more than one HTTP service", remedy=f"keep one {SERVICE_IMPORT_PATH}")
+        http = HttpSettings.model_validate(document.get("http_options") or {})
+        return Config(path=path.resolve(), pins=pins, troupe=troupe, http=http, service=(services or [None])[0])
     except (ValidationError, AttributeError, TypeError) as error:
         raise UsageError(path, _first_problem(error), remedy="see docs/configuration.md") from error
 

@@ -75,6 +75,10 @@ class LostStateError(ClusterError):
     """The state before the next frames is gone with the node that held it; a stored one is needed."""
 
 
+class StoppedError(TroupeError):
+    """Somebody asked for it: a task was cancelled, or whoever runs it is to end."""
+
+
 class RoomError(ClusterError):
     """CPUs, GPU shares or the object store do not suffice; nothing was started.
 

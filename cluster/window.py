@@ -25,7 +25,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
 from cluster.callboard import Callboard
-from cluster.calls import Call
+from cluster.calls import Call, Priority
 from cluster.causes import cause_of
 from cluster.errors import ClusterError, DeferredError, LostStateError
 from cluster.executing import executing
@@ -38,8 +38,8 @@ _PATIENCE = 4
 #: All calls of a dead replica fail within some 20 ms on a quiet machine.
 _LOOK_SECONDS = 0.02
 _DYING_SECONDS = 2.0
-#: How often a caller that waits looks whether a pin earlier in the row has died.
-_SLICE_SECONDS = 5.0
+#: How often a caller that waits looks whether it is to stop, and whether a pin earlier in the row has died.
+_SLICE_SECONDS = 2.0
 #: An answer that is not there after so long though no pin of the row has a call is lost.
 _IDLE_SECONDS = 30.0
 
@@ -92,6 +92,8 @@ class Window:
         retries: how often a batch is repeated that was lost for unknown reasons.
         on_retry: told of every repetition, with the reason.
         strikes: counts what pins died of.
+        priority: the calls' class.
+        stop: asked again and again while an answer is waited for; what it raises ends the wait.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class Window:
         retries: int,
         on_retry: Callable[[str], None],
         strikes: Strikes,
+        priority: Priority = "batch",
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._stages = stages
         self._states: list[Any] = list(states)
@@ -114,6 +118,8 @@ class Window:
         self._retries = retries
         self._on_retry = on_retry
         self._strikes = strikes
+        self._priority = priority
+        self._stop = stop
         self._board = Callboard()
         self._metrics = {stage.pin: CallerMetrics(stage.pin) for stage in stages}
         self._entries: deque[_Entry] = deque()
@@ -164,6 +170,7 @@ class Window:
             except (RayActorError, ObjectLostError, BackPressureError, RayServeException, TimeoutError) as error:
                 if not _is_loss(error):
                     raise
+                self._stop()
                 earlier_died = any(_died(response) for response in entry.responses[:-1])
                 if isinstance(error, TimeoutError) and not earlier_died and self._may_wait(begun):
                     continue
@@ -208,7 +215,7 @@ class Window:
             # Everybody whom a suspect had sent back gets a chance between two of its calls.
             time.sleep(2 * _DEFERRED_SECONDS)
         for stage, state in zip(self._stages, states, strict=True):
-            call = Call("batch", entry.key, alone)
+            call = Call(self._priority, entry.key, alone)
             value = stage.call(value, state if stage.stateful else None, call)
             entry.calls.append(call)
             entry.responses.append(value)
@@ -250,7 +257,7 @@ class Window:
         states = [state for state in self._board.states().values() if state["pin"] in pins]
         if {state["pin"] for state in states} != pins:
             return now - begun < self._timeout_s
-        if any(state["waiting"]["batch"] for state in states):
+        if any(state["waiting"][self._priority] for state in states):
             self._at_work = now
         return now - self._at_work < _IDLE_SECONDS
 

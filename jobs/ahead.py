@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,7 +15,9 @@ _JOIN_SECONDS = 5
 
 
 @contextmanager
-def ahead(items: Iterator[T], depth: int, name: str) -> Iterator[Iterator[T]]:
+def ahead(
+    items: Iterator[T], depth: int, name: str, on_read: Callable[[], None] = lambda: None
+) -> Iterator[Iterator[T]]:
     """Yields the same items, made in a thread that is at most `depth` items ahead.
 
     An exception of the generator is raised where its next item would have been. On leaving the context the thread
@@ -25,6 +27,7 @@ def ahead(items: Iterator[T], depth: int, name: str) -> Iterator[Iterator[T]]:
         items: a generator or any iterator; used from one thread only.
         depth: queued items; with the one being made, `depth + 1` are in memory.
         name: the thread's, for stack dumps.
+        on_read: called before every item and again and again while the reader waits for one; may raise.
     """
     lane: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
@@ -54,6 +57,7 @@ def ahead(items: Iterator[T], depth: int, name: str) -> Iterator[Iterator[T]]:
 
     def read() -> Iterator[T]:
         while not stop.is_set():
+            on_read()
             try:
                 item, error = lane.get(timeout=_POLL_SECONDS)
             except queue.Empty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -19,10 +19,15 @@ from jobs.plan import Plan
 from jobs.task import VideoTask
 
 
-def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
+def assemble(task: VideoTask, plan: Plan, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Makes a video's final file from its segments and writes its ledger row.
 
     The file gets its name only after it was verified; segments are removed then.
+
+    Args:
+        task: the video.
+        plan: its plan.
+        beat: called about once a second before the file gets its name; may raise.
 
     Returns:
         The ledger row.
@@ -48,6 +53,7 @@ def assemble(task: VideoTask, plan: Plan) -> dict[str, Any]:
         sound=sound,
     )
     joined_at = time.perf_counter()
+    beat()
     verify(
         joined,
         pts=scan.pts,

@@ -15,7 +15,7 @@ import ray
 from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
-from cluster.calls import Call
+from cluster.calls import Call, Priority
 from cluster.config import Config
 from cluster.errors import UsageError
 from jobs.plan import Segment
@@ -78,13 +78,21 @@ class Chain:
         config: says which pin hosts a model, and the window.
         on_retry: told of every repetition of lost calls, with the reason.
         strikes: counts what pins died of.
+        priority: the class of its calls.
+        stop: asked again and again while a pin is waited for; what it raises ends the stream.
 
     Raises:
         UsageError: a lane step stands between pin steps.
     """
 
     def __init__(
-        self, steps: Sequence[Step], config: Config, on_retry: Callable[[str], None], strikes: RunStrikes
+        self,
+        steps: Sequence[Step],
+        config: Config,
+        on_retry: Callable[[str], None],
+        strikes: RunStrikes,
+        priority: Priority = "batch",
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         resident = [card(step.model).resident for step in steps]
         order = [place for place, _ in groupby(resident)]
@@ -101,6 +109,8 @@ class Chain:
         self._config = config
         self._on_retry = on_retry
         self._strikes = strikes
+        self._priority = priority
+        self._stop = stop
         self._models: dict[int, Model] = {}
         self._retries = 0
 
@@ -197,6 +207,8 @@ class Chain:
             retries=self._config.troupe.batch.retries,
             on_retry=self._retried,
             strikes=self._strikes,
+            priority=self._priority,
+            stop=self._stop,
         )
 
     def _retried(self, reason: str) -> None:

@@ -78,14 +78,14 @@ def with_lanes(config: Config, lanes: int | None) -> Config:
     return config.model_copy(update={"troupe": config.troupe.model_copy(update={"batch": batch})})
 
 
-def choose_encoder(encode: EncodeSettings, crf: int, x264: str, display: Display) -> EncoderSettings:
+def choose_encoder(encode: EncodeSettings, crf: int, x264: str, note: Callable[[str], None]) -> EncoderSettings:
     """Decides the codec once for a whole job, by encoding a frame.
 
     Args:
         encode: as configured.
         crf: constant quality.
         x264: x264's preset.
-        display: is told when NVENC was wanted if possible, and is not.
+        note: is told when NVENC was wanted if possible, and is not.
 
     Raises:
         UsageError: NVENC is demanded and does not encode here.
@@ -99,7 +99,7 @@ def choose_encoder(encode: EncodeSettings, crf: int, x264: str, display: Display
             raise UsageError(
                 "codec nvenc", f"does not encode here: {problem}", remedy="set troupe.encode.codec to x264"
             )
-        display.note(f"NVENC does not encode here ({problem}): x264 does")
+        note(f"NVENC does not encode here ({problem}): x264 does")
     return EncoderSettings("x264", crf, x264, encode.threads, encode.gop_seconds)
 
 

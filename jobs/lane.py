@@ -18,8 +18,9 @@ from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
+from cluster.calls import Priority
 from cluster.config import BatchSettings, Config
-from cluster.errors import JobError, LostStateError, TroupeError
+from cluster.errors import JobError, LostStateError, StoppedError, TroupeError
 from cluster.governor import disk_governor
 from cluster.heap import give_back_freed
 from jobs.ahead import ahead
@@ -49,6 +50,8 @@ def run_segments(
     on_note: Callable[[str], None],
     on_count: Callable[[Count, int], None] = _untold,
     on_pause: Callable[[str | None], None] = _untold,
+    stop: Callable[[], None] = _untold,
+    priority: Priority = "batch",
 ) -> int:
     """Does the segments of a run that are not done yet.
 
@@ -61,6 +64,9 @@ def run_segments(
         on_note: told of repeated calls.
         on_count: told of segments that are done, failed or quarantined.
         on_pause: told why no new frames are taken, again and again; None when it goes on.
+        stop: asked between batches and while it waits for one; raises StoppedError to end the run, whose finished
+            segments are kept.
+        priority: the class of its calls to pins.
 
     Returns:
         Frames encoded now; those of segments that were done before are not counted.
@@ -83,11 +89,11 @@ def run_segments(
         whole = False
         try:
             with ExitStack() as stack:
-                chain = Chain(task.steps, config, on_note, strikes)
+                chain = Chain(task.steps, config, on_note, strikes, priority, stop)
                 hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
                 source = _Source(task, plan, config.troupe.batch, hold, stack)
                 pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))
-                results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain"))
+                results = stack.enter_context(ahead(chain.stream(pieces, state), _QUEUE, "chain", stop))
                 # Before the threads are told to stop: the decoder's may be waiting for room.
                 stack.callback(hold.end)
                 sink = _Sink(task, plan, run, work, stack, on_frames, on_count)
@@ -180,7 +186,7 @@ class _Sink:
             try:
                 while not self._write_next(results):
                     pass
-            except (QuarantinedError, LostStateError):
+            except (QuarantinedError, LostStateError, StoppedError):
                 raise
             except Exception as error:
                 self._on_count("segments_failed", 1)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from actors.catalogue import card
 from cluster.budget import replicas_of
 from cluster.callboard import Callboard
 from cluster.cards import local_cards
 from cluster.config import Config, PinSettings, lane_count
-from cluster.errors import ClusterError
-from cluster.identity import code_hash
 from cluster.nodes import check_shared, spread_weights
 from cluster.preflight import check_room, gpu_budget
 from cluster.room import survey
@@ -24,6 +21,7 @@ from cluster.weights import default_store
 from jobs.batch import Batch, Outcome, warm_workers
 from jobs.display import Display
 from jobs.metering import metering
+from jobs.pins import examine, needed_pins, not_expected, resident_steps
 from jobs.progress import Reporter
 from jobs.task import VideoTask
 
@@ -78,19 +76,13 @@ def _inputs(task: VideoTask) -> list[Path]:
     return [task.source, *(path for path, _ in task.companions.values()), *task.finish.files]
 
 
-def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
-    """The pins that host the tasks' resident models, each once, in the configuration's order."""
-    names = {config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident}
-    return [pin for pin in config.pins if pin.name in names]
-
-
 def _raise_pins(
     pins: Sequence[PinSettings], tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool
 ) -> dict[str, list[str]]:
     """Has the pins up with their models loaded; returns in what each differs from what the job expects."""
     # Imported late: a job without pins needs neither Serve nor torch.
     from actors.pin import build
-    from cluster.pins import describe, ensure_pins
+    from cluster.pins import ensure_pins
 
     store = default_store(os.environ)
     files = {store.find(name).path: digest for task in tasks for name, digest in task.weights.items()}
@@ -100,18 +92,12 @@ def _raise_pins(
     skew = {}
     found, deployed = ensure_pins(pins, build)
     for pin in pins:
-        steps = _distinct_steps(tasks, config, pin)
-        answer = describe(pin.name, steps, pin.call_timeout_s)
-        models = ", ".join(sorted({step["model"] for step in steps}))
+        answer, differences = examine(pin, tasks, config)
+        models = ", ".join(sorted({step.model for task in tasks for step in resident_steps(task, config, pin)}))
         state = "was running" if pin.name in found else "started"
         display.note(f"pin {pin.name} {state} (process {answer['pid']}, {answer['device']}): {models}")
-        differences = _differences(answer, pin, tasks)
         if differences and not allow_skew:
-            raise ClusterError(
-                f"pin {pin.name}",
-                f"is not what this job expects: {'; '.join(differences)}",
-                remedy="deploy it again (`serve deploy ray-config.yaml`), or pass --allow-skew to go on",
-            )
+            raise not_expected(pin, differences, "pass --allow-skew to go on")
         skew[pin.name] = [f"pin {pin.name}: {difference} (--allow-skew)" for difference in differences]
         for notice in skew[pin.name]:
             display.note(notice)
@@ -129,31 +115,6 @@ def _notices(task: VideoTask, config: Config, skew: Mapping[str, Sequence[str]])
     """The task's own and those of the pins that it uses."""
     used = dict.fromkeys(config.pin_of(step.model).name for step in task.steps if card(step.model).resident)
     return (*task.notices, *(notice for pin in used for notice in skew[pin]))
-
-
-def _distinct_steps(tasks: Sequence[VideoTask], config: Config, pin: PinSettings) -> list[dict[str, Any]]:
-    steps: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        for step in task.steps:
-            if card(step.model).resident and config.pin_of(step.model).name == pin.name:
-                steps.setdefault(f"{step.model} {sorted(step.load.items())}", asdict(step))
-    # No more than stay loaded: the others load on first use.
-    return list(steps.values())[: pin.resident]
-
-
-def _differences(answer: dict[str, Any], pin: PinSettings, tasks: Sequence[VideoTask]) -> list[str]:
-    differences = []
-    if answer["code"] != code_hash("actors"):
-        differences.append(f"code {answer['code']} against {code_hash('actors')} here")
-    for key, value in pin.pixel_settings().items():
-        if answer["pixels"][key] != value:
-            differences.append(f"{key} {answer['pixels'][key]} against {value} in the configuration")
-    for task in tasks:
-        for name, digest in task.weights.items():
-            there = answer["weights"].get(name)
-            if there is not None and there["sha256"] != digest:
-                differences.append(f"weights {name} {there['sha256'][:12]} against {digest[:12]} here")
-    return sorted(set(differences))
 
 
 def _what_runs(session: Session, lanes: int, pins: Sequence[PinSettings]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -71,8 +72,12 @@ class Plan:
         return tuple(segment for run in self.runs for segment in run.segments)
 
 
-def plan_video(task: VideoTask) -> Plan:
+def plan_video(task: VideoTask, beat: Callable[[], None] = lambda: None) -> Plan:
     """Plans a task's video, or reads the plan that an earlier run stored in its work folder.
+
+    Args:
+        task: the video.
+        beat: called about once a second while it is decoded; may raise.
 
     Raises:
         MediaError: the input is refused, or a companion (a mask video) does not have the same times.
@@ -81,7 +86,9 @@ def plan_video(task: VideoTask) -> Plan:
     found = stored_scan(stored, task.source)
     if found is None:
         task.folder.mkdir(parents=True, exist_ok=True)
-        found = scan(task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder)
+        found = scan(
+            task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, progress=lambda _: beat()
+        )
         for plane in task.companions:
             _check_companion(task, plane, found)
         store_scan(stored, found)

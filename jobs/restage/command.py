@@ -114,7 +114,7 @@ def restage(
             root=output.absolute() / ".troupe",
             store=default_store(os.environ),
             library=Library(library.absolute(), partial(open_once, limits=limits_of(configured))),
-            encoder=choose_encoder(configured.troupe.encode, settings.crf, settings.x264, display),
+            encoder=choose_encoder(configured.troupe.encode, settings.crf, settings.x264, display.note),
             allow_damaged=allow_damaged,
             split_shots=split_shots,
             allow_unlicensed=allow_unlicensed,

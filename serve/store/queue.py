@@ -13,7 +13,7 @@ from cluster.errors import UsageError
 from serve.store.changes import end, locked, queue_again, task_of, tell, tell_progress
 from serve.store.database import Database
 from serve.store.schema import KeyRow, TaskRow
-from serve.store.values import Claim, Document, Heartbeat, TaskState
+from serve.store.values import MAX_PRIORITY, Claim, Document, Heartbeat, TaskState
 
 #: Tasks looked at before a claim looks again; more than that many runners seldom reach for the same one at once.
 _CANDIDATES = 16
@@ -27,7 +27,7 @@ class Queue:
     _database: Database
     _attempts: int
 
-    async def claim(self, owner: str, lease_s: float) -> Claim | None:
+    async def claim(self, owner: str, lease_s: float, *, at_least: int = -MAX_PRIORITY) -> Claim | None:
         """Takes the task that is next: one whose runner fell silent, else of the highest priority the oldest.
 
         Each task goes to one claimer, however many ask at once. A task that was claimed as often as it may be ends as
@@ -36,6 +36,7 @@ class Queue:
         Args:
             owner: the runner's name, for people to read.
             lease_s: seconds until the task counts as abandoned without a heartbeat.
+            at_least: only tasks of this priority or a higher one.
 
         Returns:
             The claim, None when there is nothing to do.
@@ -44,10 +45,10 @@ class Queue:
             raise UsageError(f"claim of {owner[:128]!r} for {lease_s} s", "has no name or no duration")
 
         async def waiting(session: AsyncSession, now: datetime) -> bool:
-            return bool(await _candidates(session, now))
+            return bool(await _candidates(session, now, at_least))
 
         async def take(session: AsyncSession, now: datetime) -> Claim | None:
-            for task_id in await _candidates(session, now):
+            for task_id in await _candidates(session, now, at_least):
                 # Locked by its key alone: a locking search would lock what it only looks at, and hide it from others.
                 row = await locked(session, task_id, skip=True)
                 if row is not None and _claimable(row, now) and not self._close_abandoned(session, row, now):
@@ -232,9 +233,10 @@ def _claimable(row: TaskRow, now: datetime) -> bool:
     return row.state is TaskState.QUEUED and row.due <= now
 
 
-async def _candidates(session: AsyncSession, now: datetime) -> Sequence[str]:
+async def _candidates(session: AsyncSession, now: datetime, at_least: int) -> Sequence[str]:
     """Abandoned tasks, then queued ones: a row that a stopped machine keeps locked must not hide those behind it."""
     order = (TaskRow.turn, TaskRow.created, TaskRow.id)
     ready = select(TaskRow.id).where(TaskRow.state == TaskState.QUEUED, TaskRow.due <= now).order_by(*order)
-    found = [(await session.execute(query.limit(_CANDIDATES))).scalars().all() for query in (_abandoned(now), ready)]
+    mine = [query.where(TaskRow.turn <= -at_least).limit(_CANDIDATES) for query in (_abandoned(now), ready)]
+    found = [(await session.execute(query)).scalars().all() for query in mine]
     return found[0] or found[1]

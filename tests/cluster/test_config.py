@@ -36,7 +36,7 @@ def test_shipped_file_is_a_valid_serve_config_in_both_layouts_a_line_apart(
     text = re.sub(r"^applications: \*together\b", f"applications: *{layout}", SHIPPED.read_text(), flags=re.MULTILINE)
     config = load_config(write(tmp_path, text))
     assert [pin.name for pin in config.pins] == pins
-    assert [app.name for app in ServeDeploySchema(**yaml.safe_load(text)).applications] == pins
+    assert [app.name for app in ServeDeploySchema(**yaml.safe_load(text)).applications] == [*pins, "service"]
     assert {model for pin in config.pins for model in pin.models} == set(Config().pins[0].models)
 
 

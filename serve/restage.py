@@ -1,0 +1,134 @@
+"""The kind `restage`: a video of a task's folder on its way through planning, lane and assembly, in this process.
+
+The same modules do it as in a batch job, without Ray Data, whose start costs seconds. What is done stays in the task's
+`work` folder, so that whoever takes the task over goes on behind the last finished segment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config
+from cluster.errors import ClusterError, UsageError, WeightsError
+from cluster.heap import give_back_freed
+from cluster.weights import default_store
+from jobs.assemble import assemble
+from jobs.backgrounds import Library, open_once
+from jobs.command import choose_encoder
+from jobs.inputs import Input
+from jobs.lane import run_segments
+from jobs.ledger import WorkFolder, output_lock
+from jobs.limits import limits_of
+from jobs.pins import examine, needed_pins, not_expected
+from jobs.plan import plan_video
+from jobs.restage.ingest import Ingest
+from jobs.task import VideoTask
+from serve.payload import INPUT, RESULT, RestagePayload
+from serve.work import Made, Work
+
+STAGES = ("fetching", "planning", "running", "assembling")
+
+
+def restage(work: Work) -> Made:
+    """Does what a payload says.
+
+    Raises:
+        StoppedError: somebody asked for it; what is done stays.
+        UsageError: the settings cannot be.
+        MediaError: the input or the background is refused.
+        WeightsError: weights are missing.
+        ClusterError: a pin is not there or not what this process expects, or another process is at work in the folder.
+        JobError: a segment failed.
+    """
+    payload = RestagePayload.model_validate(work.task.payload)
+    with _alone(work.folder.work):
+        work.progress.begin("planning")
+        task = _task_of(work, payload)
+        _check_pins(task, work.config)
+        plan = plan_video(task, beat=work.stop)
+        give_back_freed()
+        done = WorkFolder(task.folder).all_done(plan)
+        work.progress.planned(len(plan.scan), sum(segment.frames for segment in done.values()))
+        work.progress.begin("running")
+        for run in plan.runs:
+            run_segments(
+                task,
+                plan,
+                run,
+                work.config,
+                on_frames=work.progress.frames,
+                on_note=work.progress.note,
+                on_pause=work.progress.paused,
+                stop=work.stop,
+                priority="interactive",
+            )
+        work.progress.begin("assembling")
+        row = assemble(task, plan, beat=work.stop)
+    return Made(_result_of(row, payload), _cost_of(row))
+
+
+def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
+    settings, config = payload.settings, work.config
+    if payload.background:
+        settings = settings.model_copy(update={"background": str(work.folder.input / payload.background)})
+    limits = limits_of(config)
+    ingest = Ingest(
+        settings,
+        config,
+        work.folder.work,
+        default_store(os.environ),
+        Library(Path(config.troupe.service.library), lambda path: open_once(path, limits)),
+        choose_encoder(config.troupe.encode, settings.crf, settings.x264, work.progress.note),
+        payload.allow_damaged,
+        payload.split_shots,
+    )
+    ingest.check_background()
+    item = Input(work.folder.input / INPUT, work.folder.result / RESULT)
+    look = ingest.look(item)
+    if missing := ingest.missing_weights([look.matte]):
+        raise WeightsError(
+            "weights",
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on the server",
+            remedy=f"its operator runs `troupe weights fetch {' '.join(missing)}`; choose other models, or retry then",
+        )
+    return ingest.task(item, look)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the work folder: a runner that was taken for dead may still be at it for a moment."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(output_lock(folder))
+        except UsageError as error:
+            raise ClusterError("task", "another runner is still at work on it", remedy="it is begun again") from error
+        yield
+
+
+def _check_pins(task: VideoTask, config: Config) -> None:
+    for pin in needed_pins([task], config):
+        _, differences = examine(pin, [task], config)
+        if differences:
+            raise not_expected(pin, differences, "the service with it")
+
+
+def _result_of(row: Mapping[str, Any], payload: RestagePayload) -> dict[str, Any]:
+    return {
+        "file": RESULT,
+        "media_type": "video/mp4",
+        "bytes": row["output_bytes"],
+        "sha256": row["output_sha256"],
+        "frames": row["frames"],
+        "damaged": row["damaged"],
+        "notices": list(row["notices"]),
+        "not_done": list(payload.not_done),
+    }
+
+
+def _cost_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seconds": json.loads(row["seconds"]), "segments": row["segments"], "retries": row["retries"]}

@@ -1,0 +1,267 @@
+"""The Runner: a Serve deployment of resident lanes. Each replica claims one task after the other and does it.
+
+Nobody calls a Runner: it asks the store for work. So whoever dies, whatever was accepted is found again: a runner that
+falls silent loses its lease, and the next one goes on behind the last segment that is whole. A replica that is told to
+end gives its task back first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config
+from cluster.errors import ClusterError, StoppedError, TroupeError
+from cluster.heap import give_back_freed
+from cluster.processes import die_with_parent
+from serve.fetch import FetchError, FetchLimits, GuardedClient
+from serve.folders import DataFolder, TaskFolder
+from serve.logs import log_as_json, task_id
+from serve.pace import Patience
+from serve.payload import INPUT, ON_DEMAND, RestagePayload
+from serve.places import data_root, database_url
+from serve.problems import problem_of
+from serve.progress import TaskProgress
+from serve.restage import STAGES, restage
+from serve.store import Claim, Document, Store, StoreError, TaskState
+from serve.store.values import MAX_PRIORITY
+from serve.work import Made, Work
+
+log = logging.getLogger(__name__)
+
+#: What each kind does, and its stages.
+KINDS: dict[str, tuple[Callable[[Work], Made], tuple[str, ...]]] = {"restage": (restage, STAGES)}
+
+_POLL_SECONDS = 0.25
+_BEAT_SECONDS = 1.0
+#: After an error of the machine a task waits so long, times its attempts.
+_AGAIN_SECONDS = 5.0
+_STORE_AGAIN_SECONDS = 2.0
+#: Serve waits so long for a replica that is to end: one call to a pin, and what is being encoded.
+SHUTDOWN_SECONDS = 30.0
+
+
+class Runner:
+    """One lane and the loop around it.
+
+    Args:
+        config: a `Config` as a mapping (Serve passes plain values).
+        express: whether it does only what somebody waits for.
+    """
+
+    def __init__(self, config: Mapping[str, Any], express: bool = False) -> None:
+        import cv2
+
+        die_with_parent()
+        # A lane's light work must not spread over the cores that pins and encoders use.
+        cv2.setNumThreads(1)
+        log_as_json()
+        self._config = Config.model_validate(config)
+        self._service = self._config.troupe.service
+        self._at_least = ON_DEMAND if express else -MAX_PRIORITY
+        self._name = f"{'express' if express else 'runner'}-{os.getpid()}"
+        self._data = DataFolder(data_root(self._service, os.environ))
+        self._ending = threading.Event()
+        self._alive = time.monotonic()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name=self._name, daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Raises when the loop is gone or stuck; Serve asks, and replaces the replica then."""
+        if not self._thread.is_alive():
+            raise ClusterError(self._name, "has ended", remedy="see its log; it is replaced")
+        silent = time.monotonic() - self._alive
+        if silent > max(60.0, 2 * self._service.lease_s):
+            raise ClusterError(self._name, f"has been silent for {silent:.0f} s", remedy="it is replaced")
+
+    def __del__(self) -> None:
+        # Serve calls it when it ends a replica on purpose.
+        if hasattr(self, "_thread"):
+            self._ending.set()
+            self._thread.join(SHUTDOWN_SECONDS - 2)
+
+    async def _run(self) -> None:
+        client = GuardedClient(self._service.allow_networks, self._service.allow_ports)
+        store = Store(database_url(self._service, os.environ), attempts=self._service.attempts, connections=2)
+        async with client:
+            try:
+                await self._opened(store)
+                while not self._ending.is_set():
+                    await self._next(store, client)
+            finally:
+                await store.close()
+
+    async def _opened(self, store: Store) -> None:
+        while not self._ending.is_set():
+            self._alive = time.monotonic()
+            try:
+                await store.open()
+                break
+            except StoreError as error:
+                log.warning("%s: %s", self._name, error)
+                await asyncio.sleep(_STORE_AGAIN_SECONDS)
+
+    async def _next(self, store: Store, client: GuardedClient) -> None:
+        self._alive = time.monotonic()
+        try:
+            claim = await store.claim(self._name, self._service.lease_s, at_least=self._at_least)
+        except StoreError as error:
+            log.warning("%s: %s", self._name, error)
+            await asyncio.sleep(_STORE_AGAIN_SECONDS)
+            return
+        if claim is None:
+            await asyncio.sleep(_POLL_SECONDS)
+            return
+        task_id.set(claim.task.id)
+        log.info("begins %s, attempt %d", claim.task.kind, claim.task.attempts)
+        try:
+            await _Attempt(self, store, client, claim).do()
+        finally:
+            task_id.set("")
+            give_back_freed()
+
+
+class _Attempt:
+    """One claim, from its first second to its end in the store."""
+
+    def __init__(self, runner: Runner, store: Store, client: GuardedClient, claim: Claim) -> None:
+        self._runner, self._store, self._client, self._claim = runner, store, client, claim
+        self._folder = runner._data.of(claim.task.id)
+        self._kind, stages = KINDS[claim.task.kind]
+        self._progress = TaskProgress(stages)
+        self._cancelled = self._lost = False
+        self._begun = time.monotonic()
+
+    async def do(self) -> None:
+        """Works, and tells the store meanwhile that it does."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            ended = await self._work()
+        except Exception as error:
+            ended = self._failed(error)
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await beating
+        await self._persist(ended)
+
+    async def _work(self) -> Callable[[], Any]:
+        await self._fetch()
+        work = Work(self._claim.task, self._folder, self._runner._config, self._progress, self._stop)
+        made = await asyncio.to_thread(self._kind, work)
+        cost = {**made.cost, "wall_s": round(time.monotonic() - self._begun, 3)}
+        self._progress.begin("")
+        log.info("is done in %.1f s", cost["wall_s"])
+        await asyncio.to_thread(_remove, self._folder.work, self._folder.input)
+        return lambda: self._store.finish(
+            self._claim, TaskState.DONE, result=made.result, cost=cost, progress=self._progress.document()
+        )
+
+    def _failed(self, error: Exception) -> Callable[[], Any]:
+        """What the store is told of an attempt that raised."""
+        task = self._claim.task
+        if isinstance(error, StoppedError):
+            if self._cancelled:
+                log.info("is cancelled")
+                _remove(self._folder.work, self._folder.input, self._folder.result)
+                return lambda: self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
+            log.info("is given back")
+            return lambda: self._store.release(self._claim)
+        problem = self._problem(error)
+        if _may_pass(error):
+            log.warning("attempt %d failed: %s", task.attempts, error, exc_info=not isinstance(error, TroupeError))
+            return lambda: self._store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts)
+        log.info("failed: %s", error)
+        return lambda: self._store.finish(
+            self._claim, TaskState.FAILED, error=problem, cost=self._cost(), progress=self._progress.document()
+        )
+
+    def _problem(self, error: Exception) -> Document:
+        """For the client, who knows the file by the name that it has there."""
+        name = str(self._claim.task.payload.get("name") or "the video")
+        if isinstance(error, TroupeError) and error.thing == INPUT:
+            error = type(error)(name, error.reason, place=error.place, remedy=error.remedy)
+        return problem_of(error).body(str(self._claim.task.payload.get("request_id", "")))
+
+    def _cost(self) -> dict[str, Any]:
+        return {"seconds": {}, "wall_s": round(time.monotonic() - self._begun, 3)}
+
+    async def _fetch(self) -> None:
+        payload, target = RestagePayload.model_validate(self._claim.task.payload), self._folder.input / INPUT
+        self._progress.begin("fetching")
+        await asyncio.to_thread(_make, self._folder)
+        if not payload.url or target.exists():
+            return
+        service = self._runner._service
+        limits = FetchLimits(
+            max_bytes=int(service.max_upload_gib * 2**30), patience=Patience(total_seconds=service.fetch_seconds)
+        )
+        fetching = asyncio.create_task(self._client.fetch(payload.url, target, limits))
+        try:
+            while not (await asyncio.wait({fetching}, timeout=_POLL_SECONDS))[0]:
+                self._stop()
+            await fetching
+        finally:
+            fetching.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await fetching
+
+    def _stop(self) -> None:
+        if self._cancelled or self._lost or self._runner._ending.is_set():
+            raise StoppedError("task", "was cancelled" if self._cancelled else "is given back")
+
+    async def _beat(self) -> None:
+        while True:
+            self._runner._alive = time.monotonic()
+            try:
+                heard = await self._store.heartbeat(self._claim, self._progress.document())
+            except StoreError as error:
+                log.warning("cannot say that it lives: %s", error)
+            else:
+                self._cancelled = self._cancelled or heard.cancel
+                if heard.lost and not self._lost:
+                    log.warning("its lease was lost: somebody else has it")
+                    self._lost = True
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    async def _persist(self, ended: Callable[[], Any]) -> None:
+        """Tells the store until it has heard; if it is gone for longer than a lease, the task is done again."""
+        give_up = time.monotonic() + 10 * self._claim.lease_s
+        while True:
+            self._runner._alive = time.monotonic()
+            try:
+                await ended()
+                return
+            except StoreError as error:
+                log.warning("cannot tell how it ended: %s", error)
+                if time.monotonic() > give_up or self._runner._ending.is_set():
+                    return
+                await asyncio.sleep(_STORE_AGAIN_SECONDS)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether another attempt may go better: the machine's fault, or nobody knows whose; not the input's."""
+    if error is None:
+        return False
+    if isinstance(error, ClusterError | FetchError) or not isinstance(error, TroupeError):
+        return True
+    return _may_pass(error.__cause__) if isinstance(error.__cause__, TroupeError) else False
+
+
+def _make(folder: TaskFolder) -> None:
+    for part in (folder.input, folder.work, folder.result):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _remove(*folders: Path) -> None:
+    import shutil
+
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
