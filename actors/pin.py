@@ -277,6 +277,12 @@ class Pin:
         future = work.future
         outcome: Outcome = "cancelled" if future.cancelled() else "failed" if future.exception() else "done"
         self._metrics.ended(work.call.priority, outcome, work.waited, work.ran)
+        if work.call.request:
+            models = ", ".join(step.model for step in work.steps)
+            waited = 0.0 if work.waited is None else work.waited
+            log.info(
+                "request %s: %s %s, waited %.3f s, ran %.3f s", work.call.request, models, outcome, waited, work.ran
+            )
         if outcome == "done":
             self._calls += 1
             for step in work.steps:

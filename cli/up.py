@@ -1,4 +1,5 @@
-"""`troupe up`, `troupe down`: a Ray on this machine that outlives commands, with every pin of the configuration."""
+"""`troupe up`, `troupe down`: a Ray on this machine that outlives commands, with the pins and the HTTP service of the
+configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from actors.catalogue import card
 from cli.manners import exit_codes
 from cli.plan import local_budget
 from cluster.cards import local_cards
-from cluster.config import Config, PinSettings, load_config
+from cluster.config import Config, load_config
 from cluster.preflight import check_cpus, check_gpus, gpu_budget
 from cluster.room import Room, survey
 from cluster.session import connect, joins, messages_on_stderr
@@ -31,7 +32,8 @@ def up(
     num_cpus: Annotated[int | None, typer.Option("--num-cpus", min=1, help="What a new Ray is told it has.")] = None,
     num_gpus: Annotated[int | None, typer.Option("--num-gpus", min=0, help="What a new Ray is told it has.")] = None,
 ) -> None:
-    """Start Ray here, or join the one at RAY_ADDRESS, and bring up every pin; what runs as configured is left alone."""
+    """Start Ray here, or join the one at RAY_ADDRESS, and bring up every pin and the HTTP service; what runs as
+    configured is left alone."""
     say = _speaker()
     with exit_codes():
         found = load_config(config)
@@ -52,19 +54,31 @@ def up(
 
 
 def down(config: ConfigOption = None) -> None:
-    """End the Ray that `troupe up` started, with all that runs in it; in a Ray that it joined, only the pins."""
+    """End the Ray that `troupe up` started, with all that runs in it; in a Ray that it joined, only pins and service.
+
+    Tasks that run go back to the queue, their finished segments kept.
+    """
     say = _speaker()
     with exit_codes():
-        if not joins(os.environ):
-            ended = stop(os.environ)
-            say(f"ended Ray at {ended.address}" if ended else "nothing is up: no Ray was started by `troupe up` here")
+        found = load_config(config)
+        if joins(os.environ):
+            ended = _end(found, [pin.name for pin in found.pins])
+            say(f"ended {', '.join(ended)}" if ended else "no pin was running")
             return
-        names = [pin.name for pin in load_config(config).pins]
-        with connect(), messages_on_stderr():
-            from cluster.pins import delete_pins
+        if join_standing(os.environ):
+            _end(found, [])  # its runners give their tasks back before their Ray is gone
+        here = stop(os.environ)
+        say(f"ended Ray at {here.address}" if here else "nothing is up: no Ray was started by `troupe up` here")
 
-            ended_pins = delete_pins(names)
-        say(f"ended {', '.join(f'pin {name}' for name in ended_pins)}" if ended_pins else "no pin was running")
+
+def _end(config: Config, pins: Sequence[str]) -> list[str]:
+    """Ends the HTTP service, then these pins; returns what ran, in words."""
+    with connect(), messages_on_stderr():
+        from cluster.pins import delete_applications
+
+        service = delete_applications([config.service] if config.service else [])
+        ended = delete_applications(pins)
+    return [*(f"HTTP service {name}" for name in service), *(f"pin {name}" for name in ended)]
 
 
 def _bring_up(config: Config, say: Say) -> None:
@@ -84,7 +98,19 @@ def _bring_up(config: Config, say: Say) -> None:
         deploy_pins(config.pins, build)
         for pin in config.pins:
             answer = describe(pin.name, (), pin.call_timeout_s)
-            say(f"pin {pin.name} {_how(pin, before, survey())} on {answer['device']}")
+            say(f"pin {pin.name} {_how(pin.name, before, survey())} on {answer['device']}")
+        if config.service is not None:
+            _bring_up_service(config, config.service, before, say)
+
+
+def _bring_up_service(config: Config, name: str, before: Room, say: Say) -> None:
+    from cluster.pins import deploy_service
+    from serve.app import build, service_args
+
+    folder = config.path.parent if config.path else Path.cwd()
+    deploy_service(name, build(service_args(config, folder)))
+    http = config.http
+    say(f"HTTP service {name} {_how(name, before, survey())} at http://{http.host}:{http.port}/docs")
 
 
 def _weights_here(config: Config) -> dict[Path, str]:
@@ -98,7 +124,8 @@ def _weights_here(config: Config) -> dict[Path, str]:
 def _refuse(config: Config, room: Room) -> Sequence[str]:
     """Raises RoomError when the pins do not find room beside what others hold; returns what else should be known."""
     names = [pin.name for pin in config.pins]
-    check_cpus(config.troupe.batch, config.pins, 0, room)
+    service = (config.service, config.troupe.service) if config.service else None
+    check_cpus(config.troupe.batch, config.pins, 0, room, service)
     budget = gpu_budget(config.pins, room, replaced=names)
     if budget is None:
         return ()
@@ -106,15 +133,15 @@ def _refuse(config: Config, room: Room) -> Sequence[str]:
     return budget.warnings
 
 
-def _how(pin: PinSettings, before: Room, after: Room) -> str:
-    was, runs = _processes(pin, before), _processes(pin, after)
+def _how(application: str, before: Room, after: Room) -> str:
+    was, runs = _processes(application, before), _processes(application, after)
     kept = f"{len(runs & was)} of {len(runs)} kept" if 0 < len(runs & was) < len(runs) else ""
     state = "runs as it did" if runs == was else kept or ("was replaced" if was else "started")
     return f"{state} (process {', '.join(map(str, sorted(runs)))})"
 
 
-def _processes(pin: PinSettings, room: Room) -> set[int]:
-    return {holder.pid for holder in room.holders if holder.application == pin.name and not holder.waiting}
+def _processes(application: str, room: Room) -> set[int]:
+    return {holder.pid for holder in room.holders if holder.application == application and not holder.waiting}
 
 
 def _speaker() -> Say:

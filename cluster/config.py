@@ -289,6 +289,11 @@ class ServiceSettings(_Frozen):
     allow_ports: tuple[int, ...] = (80, 443)
     webhook_secret_env: str = "TROUPE_WEBHOOK_SECRET"
 
+    @property
+    def replicas(self) -> int:
+        """Its processes: runners, the one for clips that somebody waits for, and the ingress."""
+        return self.runners + 2
+
 
 class TroupeSettings(_Frozen):
     """The part of the file under `troupe:`."""

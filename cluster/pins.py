@@ -73,24 +73,38 @@ def deploy_pins(pins: Sequence[PinSettings], build: Callable[[dict[str, Any]], r
         ClusterError: a pin cannot be built, or did not come up in time; those that did not run before are taken away.
     """
     _start_serve()
-    before = set(ray_serve.status().applications)
     _together.set(tuple(pins))
+    _deploy({pin.name: build(pin.model_dump()) for pin in pins}, "pin")
+
+
+def deploy_service(name: str, application: ray_serve.Application) -> None:
+    """Deploys the HTTP service beside the pins and waits until it answers.
+
+    Raises:
+        ClusterError: it did not come up in time; if it did not run before it is taken away.
+    """
+    _start_serve()
+    _deploy({name: application}, "HTTP service")
+
+
+def _deploy(applications: Mapping[str, ray_serve.Application], what: str) -> None:
+    before = set(ray_serve.status().applications)
     try:
         ray_serve.run_many(
-            [ray_serve.RunTarget(build(pin.model_dump()), name=pin.name, route_prefix=None) for pin in pins],
+            [ray_serve.RunTarget(built, name=name, route_prefix=None) for name, built in applications.items()],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
         deadline = time.monotonic() + _DEPLOY_SECONDS
-        for pin in pins:
-            _wait_running(pin.name, deadline)
+        for name in applications:
+            _wait_running(name, deadline, what)
     except ClusterError:
-        _take_away(pin.name for pin in pins if pin.name not in before)
+        _take_away(name for name in applications if name not in before)
         raise
 
 
-def delete_pins(names: Iterable[str]) -> list[str]:
-    """Ends those of the named pins that run; returns which."""
+def delete_applications(names: Iterable[str]) -> list[str]:
+    """Ends those of the named applications that run, one after the other; returns which."""
     there = set(ray_serve.status().applications)
     found = [name for name in names if name in there]
     for name in found:
@@ -180,7 +194,7 @@ def await_ready(pin: str) -> None:
             return
 
 
-def _wait_running(name: str, deadline: float) -> None:
+def _wait_running(name: str, deadline: float, what: str = "pin") -> None:
     while True:
         application = ray_serve.status().applications.get(name)
         status = str(application.status) if application else "NOT_STARTED"
@@ -189,8 +203,10 @@ def _wait_running(name: str, deadline: float) -> None:
         if status.endswith(("DEPLOY_FAILED", "UNHEALTHY")) or time.monotonic() > deadline:
             messages = [d.message for d in application.deployments.values() if d.message] if application else []
             raise ClusterError(
-                f"pin {name}",
+                f"{what} {name}",
                 f"did not come up ({status}): {' '.join(messages) or 'no message from Serve'}"[:600],
-                remedy="free its share (see `ray status`), lower its num_gpus, or unload what holds the GPU",
+                remedy="free its share (see `ray status`), lower its num_gpus, or unload what holds the GPU"
+                if what == "pin"
+                else "see its log in the Ray dashboard",
             )
         time.sleep(0.1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cluster.budget import Budget, make_budget, replicas_of
 from cluster.cards import Card, local_cards
-from cluster.config import BatchSettings, PinSettings
+from cluster.config import BatchSettings, PinSettings, ServiceSettings
 from cluster.errors import RoomError
 from cluster.profiles import figures_for, shipped_profile
 from cluster.room import Room, ask_cards, survey
@@ -37,7 +37,13 @@ def check_gpus(budget: Budget, holders: Sequence[str] = ()) -> None:
     raise RoomError("GPU", budget.problems[0], budget_lines(budget, holders), remedy=remedy)
 
 
-def check_cpus(settings: BatchSettings, pins: Sequence[PinSettings], lanes: int, room: Room) -> None:
+def check_cpus(
+    settings: BatchSettings,
+    pins: Sequence[PinSettings],
+    lanes: int,
+    room: Room,
+    service: tuple[str, ServiceSettings] | None = None,
+) -> None:
     """Refuses a batch, or pins alone where `lanes` is 0, that the CPUs do not suffice for.
 
     Args:
@@ -45,6 +51,7 @@ def check_cpus(settings: BatchSettings, pins: Sequence[PinSettings], lanes: int,
         pins: those that are needed, running or not.
         lanes: lanes that will run.
         room: what there is, and who holds CPUs already.
+        service: the HTTP service's application and settings, when it starts with the pins.
 
     Raises:
         RoomError: with the sum.
@@ -53,7 +60,12 @@ def check_cpus(settings: BatchSettings, pins: Sequence[PinSettings], lanes: int,
     parts = {f"pin {pin.name}": pin.num_cpus * replicas_of(pin, gpus) for pin in pins}
     if lanes:
         parts |= {_lanes(lanes): lanes * settings.lane_cpus, "planning and assembly": _TASKS * settings.lane_cpus}
-    held = room.held_cpus(without=[pin.name for pin in pins])
+    names = [pin.name for pin in pins]
+    if service is not None:
+        name, of = service
+        parts["HTTP service"] = of.replicas * of.runner_cpus
+        names.append(name)
+    held = room.held_cpus(without=names)
     if held:
         parts["held by others"] = held
     need = round(sum(parts.values()), 4)

@@ -239,8 +239,8 @@ def check_queued(principal: Principal, count: int) -> None:
         raise busy("task_quota", f"{count} tasks of this token are queued or running, as many as it may have", 30)
 
 
-_BEARER = HTTPBearer(auto_error=False, description="A token of the tokens file.")
-_X_TOKEN = APIKeyHeader(name="x-token", auto_error=False, description="The same token, for older clients.")
+BEARER = HTTPBearer(auto_error=False, description="A token of the tokens file.")
+X_TOKEN = APIKeyHeader(name="x-token", auto_error=False, description="The same token, for older clients.")
 
 
 class Auth:
@@ -263,8 +263,8 @@ class Auth:
     async def __call__(
         self,
         request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,  # noqa: ARG002 - OpenAPI's
-        x_token: Annotated[str | None, Security(_X_TOKEN)] = None,  # noqa: ARG002
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None,  # noqa: ARG002 - OpenAPI's
+        x_token: Annotated[str | None, Security(X_TOKEN)] = None,  # noqa: ARG002
     ) -> Principal:
         if self._tokens is None:
             _refuse_other_sites(request)

@@ -258,6 +258,7 @@ _TEXTS = {
     406: "The result cannot have the form that was asked for.",
     408: "The body came too slowly.",
     409: "Not possible in the present state.",
+    410: "It was there, and is not kept any more.",
     411: "A body of this size needs Content-Length.",
     413: "Too large.",
     415: "Not a kind of body that is taken here.",

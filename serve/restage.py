@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,12 @@ def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
     settings, config = payload.settings, work.config
     if payload.background:
         settings = settings.model_copy(update={"background": str(work.folder.input / payload.background)})
-    limits = limits_of(config)
     ingest = Ingest(
         settings,
         config,
         work.folder.work,
         default_store(os.environ),
-        Library(Path(config.troupe.service.library), lambda path: open_once(path, limits)),
+        Library(Path(config.troupe.service.library), partial(open_once, limits=limits_of(config))),
         choose_encoder(config.troupe.encode, settings.crf, settings.x264, work.progress.note),
         payload.allow_damaged,
         payload.split_shots,

@@ -1,0 +1,69 @@
+"""The application: routes, errors, limits and their description."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve import problems
+from serve.desk import Desk
+from serve.problems import busy, respond
+from serve.routes import events, health, images, restaging, results, seed, tasks
+from serve.upkeep import upkeep
+
+_ABOUT = """\
+Videos and images for the resident models of [Troupe](https://github.com/): images are answered at once, videos become
+durable tasks. Every failure is an RFC 9457 problem whose `code` is a stable word. Send a token as
+`Authorization: Bearer …` (or `x-token: …`) where the server has a tokens file.
+"""
+_RETRY_SECONDS = 2.0
+
+OpenDesk = Callable[[], AbstractAsyncContextManager[Desk]]
+
+
+def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        open_desk: makes its tools when it starts.
+        max_requests: requests being answered at once; more get 429.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_desk() as desk, upkeep(desk):
+            app.state.desk = desk
+            yield
+            desk.ending.set()
+
+    app = FastAPI(title="Troupe", version=version("troupe"), description=_ABOUT, lifespan=lifespan)
+    for module in (images, restaging, tasks, events, results, seed, health):
+        app.include_router(module.router)
+    app.add_middleware(_AtMost, most=max_requests)
+    problems.install(app)
+    return app
+
+
+class _AtMost:
+    """ASGI middleware: answers what is too much at once with 429."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most, self._now = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._now >= self._most:
+            problem = busy("busy", f"{self._now} requests are being answered already", _RETRY_SECONDS)
+            await respond(problem, str(scope.get("state", {}).get("request_id", "")))(scope, receive, send)
+            return
+        self._now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._now -= 1

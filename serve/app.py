@@ -1,0 +1,96 @@
+"""The HTTP service as a Serve application: the ingress, and the runners that do what it accepts.
+
+`serve deploy ray-config.yaml` and `troupe up` build it with `serve.app:build`. It keeps to the cluster's head node,
+where its data folder is; pins may be anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+
+from cluster.config import Config
+from cluster.identity import code_hash
+from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
+from serve.ingress import Ingress, tokens_of
+from serve.places import data_root
+from serve.runner import SHUTDOWN_SECONDS as RUNNER_SHUTDOWN_SECONDS
+from serve.runner import Runner
+
+#: What Ray calls the head node among its resources; a little of it keeps an actor there.
+_HEAD = {"node:__internal_head__": 0.001}
+_HEALTH_CHECK_SECONDS = 5.0
+
+
+def service_args(config: Config, folder: Path) -> dict[str, Any]:
+    """What `build` takes, with the paths of the configuration made absolute.
+
+    Args:
+        config: as loaded.
+        folder: that of the configuration file.
+    """
+    service = config.troupe.service
+    paths = {
+        name: str((folder / value).absolute())
+        for name in ("tokens", "library", "data")
+        if (value := getattr(service, name)) and not Path(value).expanduser().is_absolute()
+    }
+    troupe = config.troupe.model_copy(update={"service": service.model_copy(update=paths)})
+    absolute = config.model_copy(update={"troupe": troupe})
+    return absolute.model_dump(mode="json", include={"http", "troupe", "pins"})
+
+
+def build(args: Mapping[str, Any]) -> ray_serve.Application:
+    """The application.
+
+    Args:
+        args: `http`, `troupe` and `pins` of the configuration.
+
+    Raises:
+        UsageError: the address is open to others and there are no tokens, or the tokens file is broken.
+    """
+    config = Config.model_validate(args)
+    tokens_of(config, os.environ)
+    service = config.troupe.service
+    config = config.model_copy(
+        update={
+            "troupe": config.troupe.model_copy(
+                update={"service": service.model_copy(update={"data": str(data_root(service, os.environ))})}
+            )
+        }
+    )
+    said = config.model_dump(mode="json", include={"http", "troupe", "pins"})
+    # A lane creates no context on the GPU, whose memory belongs to the pins, unless it encodes there.
+    hidden = {} if config.troupe.encode.codec != "x264" else {"CUDA_VISIBLE_DEVICES": ""}
+    common = {"health_check_period_s": _HEALTH_CHECK_SECONDS}
+    actor = {"num_cpus": service.runner_cpus, "resources": _HEAD}
+    lane = {**actor, "runtime_env": {"env_vars": hidden}}
+    runner = ray_serve.deployment(
+        Runner,
+        name="Runner",
+        num_replicas=service.runners,
+        graceful_shutdown_timeout_s=RUNNER_SHUTDOWN_SECONDS,
+        ray_actor_options=lane,
+        **common,
+    )
+    express = runner.options(name="ExpressRunner", num_replicas=1)
+    ingress = ray_serve.deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=1,
+        max_ongoing_requests=service.max_requests,
+        graceful_shutdown_timeout_s=INGRESS_SHUTDOWN_SECONDS,
+        ray_actor_options=actor,
+        **common,
+    )
+    # As with pins: what is deployed again as it was goes on running.
+    same = [said, code_hash("actors", "cluster", "jobs", "serve")]
+    version = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+    runner, express, ingress = (each.options(version=version, _internal=True) for each in (runner, express, ingress))
+    return ingress.bind(said, runner.bind(said), express.bind(said, True))

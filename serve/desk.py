@@ -1,0 +1,154 @@
+"""The front desk's tools, made once for each process that answers requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from fastapi import Request
+
+from actors.frames import FrameBatch
+from actors.model import Step
+from actors.video.stills import Stills
+from cluster.config import Config, ServiceSettings
+from jobs.backgrounds import Library, open_once
+from jobs.limits import limits_of
+from serve.auth import Auth
+from serve.fetch import GuardedClient
+from serve.folders import DataFolder
+from serve.places import data_root, database_url
+from serve.problems import busy
+from serve.store import Store
+from serve.uploads import UploadLimits, Uploads
+from serve.webhooks import Signer
+
+_BUSY_SECONDS = 2.0
+
+
+class Perform(Protocol):
+    """What images are given to: `serve.performers.Performers`."""
+
+    async def perform(self, step: Step, batch: FrameBatch) -> FrameBatch:
+        """The batch after the step."""
+        ...
+
+
+class Places:
+    """So many at once, by name; whoever comes later is told to come again."""
+
+    def __init__(self, most: int, code: str, what: str) -> None:
+        self._most, self._code, self._what = most, code, what
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def taken(self, name: str = "") -> Iterator[None]:
+        """Holds a place.
+
+        Raises:
+            Problem: 429, there is none left.
+        """
+        if self._taken[name] >= self._most:
+            raise busy(self._code, f"{self._most} {self._what} already", _BUSY_SECONDS)
+        self._taken[name] += 1
+        try:
+            yield
+        finally:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything that a route needs.
+
+    Attributes:
+        config: pins, presets, limits, and the service's own settings.
+        store: tasks.
+        data: their files.
+        auth: who asks.
+        uploads: receives bodies.
+        client: asks what strangers name.
+        signer: of webhooks; None where there is no secret, and then none is sent.
+        stills: decodes strangers' images.
+        performers: does them.
+        library: background categories.
+        on_demand, streams: places of requests that are answered at once, of event streams by owner.
+        ready: what is wrong with the pins, by name; empty when all is well.
+        ending: set when this process is to end.
+    """
+
+    config: Config
+    store: Store
+    data: DataFolder
+    auth: Auth
+    uploads: Uploads
+    client: GuardedClient
+    signer: Signer | None
+    stills: Stills
+    performers: Perform
+    library: Library
+    on_demand: Places
+    streams: Places
+    ready: Callable[[], Mapping[str, str]]
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def service(self) -> ServiceSettings:
+        """The service's own settings."""
+        return self.config.troupe.service
+
+
+def desk_of(request: Request) -> Desk:
+    """FastAPI dependency: the desk of this process."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+@asynccontextmanager
+async def opened_desk(
+    config: Config,
+    auth: Auth,
+    performers: Perform,
+    ready: Callable[[], Mapping[str, str]],
+    environ: Mapping[str, str] = os.environ,
+) -> AsyncIterator[Desk]:
+    """A desk, from the first request to the last.
+
+    Raises:
+        StoreError: the database is not there.
+        UsageError: the data folder cannot be used, or the webhook secret is none.
+    """
+    service, limits = config.troupe.service, limits_of(config)
+    data = DataFolder(data_root(service, environ))
+    upload_limits = UploadLimits(max_bytes=int(service.max_upload_gib * 2**30), at_once=service.max_uploads, files=3)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            Store(database_url(service, environ), attempts=service.attempts, connections=8)
+        )
+        client = await stack.enter_async_context(GuardedClient(service.allow_networks, service.allow_ports))
+        pixels = int(service.on_demand_megapixels * 1_000_000)
+        stills = Stills(replace(limits, max_pixels=pixels, max_bytes=int(service.on_demand_mib * 2**20)))
+        stack.push_async_callback(asyncio.to_thread, stills.close)
+        yield Desk(
+            config,
+            store,
+            data,
+            auth,
+            Uploads(upload_limits),
+            client,
+            Signer.from_environ(service.webhook_secret_env, environ),
+            stills,
+            performers,
+            Library(Path(service.library), partial(open_once, limits=limits)),
+            Places(service.on_demand_at_once, "busy", "requests are being answered"),
+            Places(service.events_per_token, "too_many_streams", "event streams of this token are open"),
+            ready,
+        )

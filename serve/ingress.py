@@ -1,0 +1,184 @@
+"""The ingress: a Serve deployment whose replica answers HTTP itself, with uvicorn.
+
+Serve's proxy reads a body ahead of whoever handles it, into memory and without bound (an 800 MB upload to a slow disk
+took 1.4 GB). uvicorn stops reading a connection while its request is not read, so an upload costs what `serve.uploads`
+says. Serve still starts, supervises and replaces this process, and shows it; only its proxy is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from ray import serve as ray_serve
+
+from cluster.config import Config
+from cluster.errors import ClusterError, UsageError
+from cluster.processes import die_with_parent
+from serve.api import create_app
+from serve.auth import Auth, Tokens, refuse_open_host
+from serve.desk import opened_desk
+from serve.logs import log_as_json
+from serve.performers import Performers
+
+log = logging.getLogger(__name__)
+
+#: Requests that are being answered when the replica is to end are given so long.
+_DRAIN_SECONDS = 10
+SHUTDOWN_SECONDS = _DRAIN_SECONDS + 10.0
+_START_SECONDS = 60.0
+_BIND_SECONDS = 30.0
+_KEEP_ALIVE_SECONDS = 30
+_BACKLOG = 4096
+_READY_SECONDS = 1.0
+
+
+class Ingress:
+    """Answers HTTP where `http_options` says.
+
+    Args:
+        config: a `Config` as a mapping (Serve passes plain values).
+        runners: handles of the Runner's deployments; they are here so that Serve deploys them together.
+
+    Raises:
+        UsageError: the address is taken, or open to others while there are no tokens; or the tokens file is broken.
+        ClusterError: it did not start in time.
+    """
+
+    def __init__(self, config: Mapping[str, Any], *runners: object) -> None:
+        del runners
+        die_with_parent()
+        log_as_json()
+        self._config = Config.model_validate(config)
+        service = self._config.troupe.service
+        tokens = tokens_of(self._config, os.environ)
+        performers = Performers(self._config, service.on_demand_wait_s)
+        pins = Applications([pin.name for pin in self._config.pins])
+        app = create_app(
+            lambda: opened_desk(self._config, Auth(tokens), performers, pins.states), max_requests=service.max_requests
+        )
+        self._app = app
+        self._socket = _listening(self._config.http.host, self._config.http.port)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_DRAIN_SECONDS,
+                ws="none",
+            )
+        )
+        self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
+        self._thread.start()
+        self._await_started()
+        log.info("answers at http://%s:%d", *self.address())
+
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    def check_health(self) -> None:
+        """Raises when nothing is answered any more; Serve asks, and replaces the replica then."""
+        if not self._thread.is_alive():
+            raise ClusterError("ingress", "has ended", remedy="see its log; it is replaced")
+
+    def __del__(self) -> None:
+        # Serve calls it when it ends a replica on purpose.
+        if hasattr(self, "_server"):
+            desk = getattr(self._app.state, "desk", None)
+            if desk is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(desk.ending.set)  # event streams end now, so that they can be resumed
+            self._server.should_exit = True
+            self._thread.join(SHUTDOWN_SECONDS - 2)
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def _serve(self) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            await self._server.serve(sockets=[self._socket])
+
+        try:
+            asyncio.run(run())
+        except SystemExit:  # uvicorn's word for a lifespan that failed, which it has logged
+            log.error("did not start")
+        except Exception:
+            log.exception("ended")
+
+    def _await_started(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ClusterError("ingress", "did not start", remedy="see its log: the database or the data folder")
+            time.sleep(0.02)
+
+
+class Applications:
+    """How Serve says that the pins are, asked at most once a second. Blocking: from threads."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names, self._lock = names, threading.Lock()
+        self._asked, self._states = -_READY_SECONDS, dict[str, str]()
+
+    def states(self) -> dict[str, str]:
+        """`ok`, or Serve's word, by `pin NAME`."""
+        with self._lock:
+            if time.monotonic() - self._asked > _READY_SECONDS:
+                try:
+                    found = ray_serve.status().applications
+                    states = {
+                        name: str(found[name].status) if name in found else "not deployed" for name in self._names
+                    }
+                except Exception as error:  # Ray raises anything here; whoever asks wants to know, not to fail
+                    states = dict.fromkeys(self._names, f"unknown: {type(error).__name__}")
+                self._states = {
+                    f"pin {name}": "ok" if state.endswith("RUNNING") else state for name, state in states.items()
+                }
+                self._asked = time.monotonic()
+            return dict(self._states)
+
+
+def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
+    """The tokens that may ask; None where everybody on this machine may.
+
+    Raises:
+        UsageError: the file is broken, or there is none and the address is open to others.
+    """
+    path = config.troupe.service.tokens
+    tokens = Tokens.load(Path(path), environ) if path else None
+    refuse_open_host(config.http.host, tokens)
+    return tokens
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A bound socket. A predecessor that is ending may hold the address for a moment."""
+    deadline = time.monotonic() + _BIND_SECONDS
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    while True:
+        bound = socket.socket(family, kind, proto)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except OSError as error:
+            bound.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                reason = error.strerror or str(error)
+                raise UsageError(f"http://{host}:{port}", reason, remedy="choose another http_options.port") from error
+            time.sleep(0.2)
+        else:
+            bound.set_inheritable(False)
+            return bound

@@ -1,0 +1,297 @@
+"""Accepting a task: what the client says and sends becomes a row and a folder, or nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from actors.video.background import parse_colour
+from actors.video.image import image_kind
+from cluster.config import Config
+from cluster.errors import MediaError
+from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, resolve
+from serve.auth import Principal, check_queued
+from serve.desk import Desk
+from serve.folders import TaskFolder
+from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
+from serve.problems import Problem, busy
+from serve.request_id import request_id
+from serve.schemas import RestageChoices
+from serve.store import Document, NewTask, Quota, Remembered, Reservation, Task
+from serve.uploads import Upload
+
+M = TypeVar("M", bound=BaseModel)
+
+_JSON_BYTES = 1 << 16
+_KEY_CHARACTERS = 255
+_NAME_CHARACTERS = 100
+_HOLD_SECONDS = 3700.0  # longer than an upload may take
+_BUSY_SECONDS = 30.0
+#: Names that files may have in a form, and what they become in the task's folder.
+_FILES = {"file": INPUT, "background": BACKGROUND, "mask": MASK}
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request's body, received.
+
+    Attributes:
+        folder: of the task that is to be.
+        fields: of the form, or the JSON body.
+        files: names in the folder, by the form's names.
+        name: what the client calls the video.
+        bytes: of all files.
+        digests: SHA-256 by the form's names.
+    """
+
+    folder: TaskFolder
+    fields: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    bytes: int = 0
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint(self, path: str) -> str:
+        """The same for the same request sent again."""
+        said = json.dumps([path, dict(self.fields), dict(self.digests)], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of a request: a new task, or the answer to the request that was the same before it."""
+
+    task: Task | None
+    answer: Document
+
+
+async def accept(
+    desk: Desk,
+    principal: Principal,
+    request: Request,
+    make: Callable[[Incoming], NewTask],
+    answer: Callable[[Task], Document],
+    check: Callable[[Incoming], None] | None = None,
+) -> Accepted:
+    """Receives a request and submits the task that `make` makes of it.
+
+    Args:
+        desk: its tools.
+        principal: who asks.
+        request: JSON, multipart/form-data, or the video itself as the body.
+        make: the task; blocking work is not for it.
+        answer: what the request is answered, kept for its repetition under the same Idempotency-Key.
+        check: looks at the files, in a thread; raises what refuses them.
+
+    Raises:
+        Problem, TroupeError: the request is refused; nothing of it is left.
+    """
+    await _check_room(desk, principal)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= _KEY_CHARACTERS:
+        raise Problem(400, "idempotency_key", f"Idempotency-Key has more than {_KEY_CHARACTERS} characters or none")
+    held = None if key is None else await desk.store.reserve(principal.name, key, hold_s=_HOLD_SECONDS)
+    folder = await asyncio.to_thread(desk.data.create)
+    kept = False
+    try:
+        incoming = await _receive(desk, principal, request, folder)
+        fingerprint = incoming.fingerprint(request.url.path)
+        if isinstance(held, Remembered):
+            return Accepted(None, held.replay(fingerprint))
+        new = make(incoming)
+        if check is not None:
+            await asyncio.to_thread(check, incoming)
+        quota = Quota(_whole(principal.queued), _whole(principal.upload_bytes_per_day))
+        task = await desk.store.submit(new, quota=quota, reservation=held, fingerprint=fingerprint, answer=answer)
+        kept = True
+        return Accepted(task, answer(task))
+    finally:
+        if not kept:
+            await asyncio.shield(_give_up(desk, folder, held))
+
+
+async def _give_up(desk: Desk, folder: TaskFolder, held: Reservation | Remembered | None) -> None:
+    await asyncio.to_thread(desk.data.remove, folder.id)
+    if isinstance(held, Reservation):
+        await desk.store.abandon(held)
+
+
+async def _check_room(desk: Desk, principal: Principal) -> None:
+    usage = await desk.store.usage(principal.name)
+    check_queued(principal, usage.queued + usage.running)
+    counts = await desk.store.counts()
+    if sum(count for state, count in counts.items() if not state.ended) >= desk.service.max_active:
+        raise busy("queue_full", "the queue is full", _BUSY_SECONDS)
+
+
+async def _receive(desk: Desk, principal: Principal, request: Request, folder: TaskFolder) -> Incoming:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return Incoming(folder, await json_body(request))
+    upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal))
+    if kind != "multipart/form-data":
+        # A video as the body: its choices are in the query.
+        fields: dict[str, Any] = dict(request.query_params)
+        return await asyncio.to_thread(_taken_in, upload, fields, folder, raw=True)
+    return await asyncio.to_thread(_taken_in, upload, dict(upload.fields), folder, raw=False)
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """A small JSON object.
+
+    Raises:
+        Problem: 400 or 413.
+    """
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _JSON_BYTES:
+            raise Problem(413, "too_large", f"a JSON body has at most {_JSON_BYTES:,} bytes")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "bad_json", "the body is not JSON") from error
+    if not isinstance(found, dict):
+        raise Problem(422, "invalid", "the body is not a JSON object")
+    return found
+
+
+def _taken_in(upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:
+    """Gives the files their names."""
+    names, digests, name = {}, {}, ""
+    for file in upload.files:
+        part = "file" if raw else file.field
+        if part not in _FILES:
+            raise Problem(422, "invalid", f"a form has the files {', '.join(_FILES)}")
+        chosen = _FILES[part]
+        if part == "background":
+            chosen += _suffix_of(file.path)
+        file.path.rename(folder.input / chosen)
+        names[part], digests[part] = chosen, file.sha256
+        if part == "file":
+            name = shown_name(file.name)
+    return Incoming(folder, fields, names, name, sum(file.bytes for file in upload.files), digests)
+
+
+def _suffix_of(path: Path) -> str:
+    """What a background is, by its content: lanes tell images from videos by their suffix."""
+    with path.open("rb") as file:
+        kind = image_kind(file.read(32))
+    return f".{kind}" if kind else ".video"
+
+
+def shown_name(text: str) -> str:
+    """A client's name of a file for display: its last part, printable."""
+    last = text.replace("\\", "/").rpartition("/")[2]
+    return "".join(c for c in last if unicodedata.category(c)[0] not in "CZ" or c == " ").strip()[:_NAME_CHARACTERS]
+
+
+def parsed(model: type[M], fields: Mapping[str, Any]) -> M:
+    """The fields as a model.
+
+    Raises:
+        RequestValidationError: 422, with what is wrong in each.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(found) from error
+
+
+def restage_payload(
+    desk: Desk, choices: RestageChoices, incoming: Incoming, *, url: str = "", **more: Any
+) -> RestagePayload:
+    """The payload of a restaging, whose choices are complete and possible.
+
+    Raises:
+        Problem: 422, no video, a background that is none, a mask without need or need without a mask.
+        UsageError: choices that contradict each other.
+    """
+    if not url and "file" not in incoming.files:
+        raise Problem(422, "no_file", "send the video as the file `file`, or its `video_url` as JSON")
+    settings = settings_of(desk.config, choices, own_background="background" in incoming.files)
+    if settings.background is not None:
+        check_background(desk, settings.background)
+    if (settings.matte == MATTE_GIVEN) and "mask" not in incoming.files:
+        raise Problem(422, "no_mask", "`matte=given` needs the file `mask`")
+    return RestagePayload(
+        settings=settings,
+        background=incoming.files.get("background", ""),
+        name=incoming.name or shown_name(url.partition("?")[0]),
+        url=url,
+        allow_damaged=choices.allow_damaged,
+        split_shots=choices.split_shots,
+        request_id=request_id.get(),
+        **more,
+    )
+
+
+def settings_of(config: Config, choices: RestageChoices, *, own_background: bool = False) -> RestageSettings:
+    """The choices completed by their preset.
+
+    Raises:
+        Problem: 422, `scale` and `target`, or a background twice.
+        UsageError: an unknown preset or model, or choices that contradict each other.
+    """
+    chosen = choices.model_dump(include=set(RestageSettings.model_fields) - {"preset"})
+    if choices.scale is not None:
+        if choices.target is not None:
+            raise Problem(422, "invalid", "`scale` and `target` say the same thing: send one")
+        chosen["target"] = f"{choices.scale:g}"
+    if own_background:
+        if chosen["background"] is not None:
+            raise Problem(422, "invalid", "`background` is either a file or a text")
+        if chosen["matte"] == MATTE_NONE:
+            raise Problem(422, "invalid", "`matte=none` cuts nobody out, so the background would never show")
+    elif chosen["background"] is None and chosen["matte"] != MATTE_NONE:
+        chosen["background"] = config.troupe.service.background or None
+    return resolve(config, choices.preset or config.troupe.service.preset, **chosen)
+
+
+def check_background(desk: Desk, text: str) -> None:
+    """A colour or a category: never a path.
+
+    Raises:
+        Problem: 422.
+    """
+    if parse_colour(text) is not None:
+        return
+    categories = desk.library.categories()
+    if text not in categories:
+        there = f"; there are the categories {', '.join(categories)}" if categories else ""
+        raise Problem(422, "background", f"`background` is neither a colour nor a category of this server{there}")
+
+
+def check_webhook(desk: Desk, url: str | None) -> str:
+    """The webhook's URL, empty for none.
+
+    Raises:
+        Problem: 422, webhooks are not sent by this server.
+        RefusedURLError: 422, not one that may be called.
+    """
+    if not url:
+        return ""
+    if desk.signer is None:
+        raise Problem(422, "no_webhooks", "this server has no webhook secret, so it sends no webhooks")
+    desk.client.check(url)
+    return url
+
+
+def _whole(limit: float) -> int | None:
+    return None if limit == float("inf") else int(limit)
+
+
+def media_or_problem(error: MediaError) -> MediaError:
+    """A media error in which the server's name of the file is not shown."""
+    return MediaError("the file", error.reason, place=error.place, remedy=error.remedy)

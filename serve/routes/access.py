@@ -1,0 +1,29 @@
+"""Who asks: the dependency of every route that is not open to all."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials
+
+from serve.auth import BEARER, X_TOKEN, Principal
+from serve.desk import Desk, desk_of
+
+
+async def caller(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None,  # noqa: ARG001 - OpenAPI's
+    x_token: Annotated[str | None, Security(X_TOKEN)] = None,  # noqa: ARG001
+) -> Principal:
+    """Whose request it is.
+
+    Raises:
+        Problem: 401, 403 or 429.
+    """
+    desk: Desk = request.app.state.desk
+    return await desk.auth(request)
+
+
+Asks = Annotated[Principal, Depends(caller)]
+TheDesk = Annotated[Desk, Depends(desk_of)]

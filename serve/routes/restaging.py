@@ -1,0 +1,135 @@
+"""A short clip restaged while the client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from actors.video.scan import inspect
+from cluster.errors import MediaError
+from jobs.limits import limits_of
+from serve.auth import Principal
+from serve.desk import Desk
+from serve.intake import Incoming, accept, check_webhook, media_or_problem, parsed, restage_payload
+from serve.negotiation import Preference
+from serve.payload import INPUT, ON_DEMAND
+from serve.performers import unless_gone
+from serve.problems import Problem, responses
+from serve.routes.access import Asks, TheDesk
+from serve.routes.results import send_result
+from serve.routes.tasks import ACCEPTED, COMMON, accepted, answer_of, body_of, missing
+from serve.schemas import NewTaskFields, TaskForm
+from serve.store import NewTask, Task, TaskState
+
+router = APIRouter(prefix="/v1", tags=["on demand"])
+
+_LOOK_SECONDS = 0.1
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`respond-async`: answer 202 at once. `wait=N`: answer 202 when it takes longer than N seconds.",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
+_BODY = body_of(form=TaskForm)
+_BODY["parameters"] = [*_BODY["parameters"], _PREFER]
+
+
+@router.post(
+    "/restage",
+    summary="Restage a short clip",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The restaged clip; `Link` names its task.",
+            "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **ACCEPTED,
+        **responses(400, 408, 409, 411, 413, 415, 422, 507, *COMMON),
+    },
+    openapi_extra=_BODY,
+)
+async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
+    """The clip is a task like any other, done before those that nobody waits for; it is answered with its result, or,
+    when that takes too long, with the task. Longer clips are refused with 413: submit them as tasks."""
+    preference = Preference.of(request.headers.get("prefer", ""), desk.service.on_demand_wait_s)
+
+    def make(incoming: Incoming) -> NewTask:
+        said = parsed(NewTaskFields, incoming.fields)
+        payload = restage_payload(desk, said, incoming)
+        return NewTask(
+            owner=principal.name,
+            kind=said.kind,
+            payload=payload.model_dump(mode="json"),
+            priority=ON_DEMAND,
+            webhook=check_webhook(desk, said.webhook),
+            upload_bytes=incoming.bytes,
+            id=incoming.folder.id,
+        )
+
+    def check(incoming: Incoming) -> None:
+        _check_short(desk, incoming)
+
+    with desk.on_demand.taken():
+        done = await accept(desk, principal, request, make, answer_of, check)
+        wait_s = desk.service.on_demand_wait_s if preference.wait_s is None else preference.wait_s
+        task_id = str(done.answer["id"])
+        ended = await unless_gone(lambda: _ended(desk, principal, task_id, wait_s), request.is_disconnected)
+    headers = {"Preference-Applied": preference.applied} if preference.applied else {}
+    if ended is None:
+        found = await desk.store.get(task_id, principal.name)
+        response: Response = accepted(done.answer if found is None else answer_of(found))
+    else:
+        response = await _answer(desk, ended, request)
+        headers["Link"] = f'</v1/tasks/{ended.id}>; rel="describedby"'
+    response.headers.update(headers)
+    return response
+
+
+async def _ended(desk: Desk, principal: Principal, task_id: str, seconds: float) -> Task | None:
+    deadline = time.monotonic() + seconds
+    while not desk.ending.is_set():
+        task = await desk.store.get(task_id, principal.name)
+        if task is None:
+            raise missing()
+        if task.state.ended:
+            return task
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
+        await asyncio.sleep(min(_LOOK_SECONDS, left))
+    return None
+
+
+async def _answer(desk: Desk, task: Task, request: Request) -> Response:
+    if task.state is TaskState.DONE:
+        return await send_result(desk, task, request)
+    if task.state is TaskState.CANCELLED:
+        raise Problem(409, "cancelled", "the task was cancelled")
+    error = dict(task.error or {})
+    status = int(error.get("status", 500))
+    extra = {"task": f"/v1/tasks/{task.id}"}
+    raise Problem(status, str(error.get("code", "failed")), str(error.get("detail", "the task failed")), extra=extra)
+
+
+def _check_short(desk: Desk, incoming: Incoming) -> None:
+    """In a thread.
+
+    Raises:
+        Problem: 413, longer than what is done while a client waits.
+        MediaError: not a video.
+    """
+    try:
+        info = inspect(incoming.folder.input / INPUT, limits_of(desk.config)).info
+    except MediaError as error:
+        raise media_or_problem(error) from error
+    most = desk.service.on_demand_seconds
+    if info.duration is None or info.duration > most:
+        length = "unknown" if info.duration is None else f"{float(info.duration):.1f} s"
+        raise Problem(
+            413,
+            "too_long",
+            f"clips of at most {most:g} s are done while you wait, this one's length is {length}; send it to /v1/tasks",
+        )

@@ -1,0 +1,104 @@
+"""What goes on beside requests: webhooks are sent, old results removed, hopeless tasks ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from serve.desk import Desk
+from serve.folders import Ended
+from serve.store import Delivery, StoreError, TaskState
+from serve.webhooks import Outcome, Webhooks, message
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 10.0, 600.0, 0.5
+_SENDERS = 4
+_DELIVERY_LEASE_SECONDS = 60.0
+_PAGE = 200
+
+
+@asynccontextmanager
+async def upkeep(desk: Desk) -> AsyncIterator[None]:
+    """Does it while the context lasts; several processes at once do no harm."""
+    chores: list[tuple[Callable[[], Awaitable[object]], float]] = [
+        (desk.store.sweep, _SWEEP_SECONDS),
+        (lambda: _retain(desk), _RETENTION_SECONDS),
+    ]
+    if desk.signer is not None:
+        webhooks = Webhooks(desk.client, desk.signer)
+        chores += [(lambda: _send_due(desk, webhooks), _WEBHOOK_SECONDS)] * _SENDERS
+    running = [asyncio.create_task(_again_and_again(chore, pause)) for chore, pause in chores]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.cancel()
+        for each in running:
+            with suppress(asyncio.CancelledError):
+                await each
+
+
+async def _again_and_again(chore: Callable[[], Awaitable[object]], pause: float) -> None:
+    while True:
+        try:
+            await chore()
+        except StoreError as error:
+            log.warning("upkeep: %s", error)
+        except Exception:  # whatever it was: the next time may go better, and the others go on
+            log.exception("upkeep failed")
+        await asyncio.sleep(pause)
+
+
+async def _send_due(desk: Desk, webhooks: Webhooks) -> None:
+    while (delivery := await desk.store.claim_delivery(_DELIVERY_LEASE_SECONDS)) is not None:
+        await _send(desk, webhooks, delivery)
+
+
+async def _send(desk: Desk, webhooks: Webhooks, delivery: Delivery) -> None:
+    body = message(f"task.{delivery.message['state']}", delivery.created, delivery.message)
+    attempt = await webhooks.send(delivery.url, delivery.id, body, delivery.attempts - 1)
+    delivered = attempt.outcome is Outcome.DELIVERED
+    log.log(
+        logging.INFO if delivered else logging.WARNING,
+        "webhook %s: %s (%s)",
+        delivery.id,
+        attempt.outcome,
+        attempt.reason,
+    )
+    await desk.store.settle_delivery(
+        delivery, delivered=delivered, retry_s=attempt.pause, answer={"reason": attempt.reason}
+    )
+
+
+async def _retain(desk: Desk) -> None:
+    """Tasks that ended too long ago go with their files; the oldest go first when all are too large. Then what crashes
+    left is removed."""
+    service = desk.service
+    before = datetime.now(UTC) - timedelta(days=service.keep_days)
+    while gone := await desk.store.purge(before=before):
+        for task_id in gone:
+            await asyncio.to_thread(desk.data.remove, task_id)
+    ended = [each async for each in _ended(desk)]
+    too_much = await asyncio.to_thread(
+        desk.data.retain, ended, keep_days=service.keep_days, keep_bytes=int(service.keep_gib * 2**30)
+    )
+    for first in range(0, len(too_much), _PAGE):
+        await desk.store.purge(ids=too_much[first : first + _PAGE])
+    known = await desk.store.known(await asyncio.to_thread(desk.data.ids))
+    await asyncio.to_thread(desk.data.sweep, known.__contains__)
+
+
+async def _ended(desk: Desk) -> AsyncIterator[Ended]:
+    for state in (TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED):
+        cursor = None
+        while True:
+            page = await desk.store.page(None, state=state, cursor=cursor, limit=_PAGE)
+            for task in page.tasks:
+                if task.finished is not None:
+                    yield Ended(task.id, task.finished)
+            if (cursor := page.cursor) is None:
+                break
