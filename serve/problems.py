@@ -25,6 +25,7 @@ from serve.addresses import RefusedURLError
 from serve.fetch import FetchError
 from serve.request_id import STATE, RequestIds
 from serve.spool import SpoolError, TooLargeError
+from serve.store.errors import CursorError, KeyBusyError, KeyReusedError, QuotaError, StoreError, TaskStateError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ _KINDS: tuple[tuple[type[TroupeError], int, str], ...] = (
     (FetchError, 422, "url_failed"),
     (TooLargeError, 413, "too_large"),
     (SpoolError, 507, "storage"),
+    (KeyReusedError, 422, "key_reused"),
+    (KeyBusyError, 409, "key_busy"),
+    (CursorError, 400, "bad_cursor"),
+    (QuotaError, 429, "quota"),
+    (TaskStateError, 409, "task_state"),
+    (StoreError, 503, "store"),
     (MediaError, 422, "media_refused"),
     (UsageError, 400, "bad_request"),
     (WeightsError, 503, "weights_missing"),
@@ -122,7 +129,7 @@ def problem_of(error: BaseException) -> Problem:
         return error
     if isinstance(error, TroupeError):
         status, code = next((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
-        headers = {"Retry-After": str(_RETRY_SECONDS)} if status == 503 else {}
+        headers = {"Retry-After": str(_RETRY_SECONDS)} if status in (429, 503) else {}
         return Problem(status, code, _told(error), headers=headers)
     if isinstance(error, ClientDisconnect):
         return Problem(400, "disconnected", "the client went away before its request was complete")

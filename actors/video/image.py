@@ -90,12 +90,3 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError("no image chunk")
-
-
-def image_kind(head: bytes) -> str:
-    """What a file is by its first bytes: `png`, `jpeg`, `webp`, or empty."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    return "webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else ""
