@@ -2,7 +2,7 @@
 
 It alone touches input media, so that a decoder's crash, endless loop or appetite costs one file. Requests come in on
 stdin, answers go out on what was stdout (`actors.video.wire`), frames through shared memory. It ends when stdin does,
-and with its parent. It imports av and numpy alone, to start quickly.
+and with its parent. It imports av and numpy alone, to start quickly; for still images OpenCV too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _BEAT_SECONDS = 0.2
 
 #: CPU seconds after the first signal at which the kernel kills, should that not have ended the process.
 _CPU_GRACE = 5
+
+#: CPU seconds for one still image: some times what 36 million pixels of the slowest kind take.
+_STILL_CPU_SECONDS = 30
 
 #: Bytes that a copy needs for each of its source's (small NAL units grow by their longer start), and for its headers.
 _COPY, _HEADERS = 2, 16 * 2**20
@@ -124,6 +127,8 @@ def serve(link: Link) -> None:
             case "sound":
                 encoded = math.ceil(_ENCODED * limits.max_seconds)
                 _sound(link, _admitted(request, limits, copies=_COPY, encoded=encoded), limits, request)
+            case "still":
+                _still(link, limits, request)
     except MediaError as error:
         parts = {"reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
@@ -206,6 +211,28 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
         slot = free.popleft()
         pictures[slot] = rgb
         link.send({"op": "frame", "run": run, "index": index, "pts": pts, "slot": slot})
+
+
+def _still(link: Link, limits: Limits, request: Message) -> None:
+    """One image, which comes later: everything that can be done before is done while nobody waits."""
+    # Read by OpenCV as it is loaded: its own check of the size, should a header have told two stories.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(limits.max_pixels)
+    from actors.video import image  # with OpenCV, which videos do without
+
+    image.warm_up()
+    confine(limits.memory_bytes, min(limits.most_cpu_seconds, _STILL_CPU_SECONDS), 0)
+    link.send({"op": "ready"})
+    order = link.receive(wait=True)
+    assert order is not None
+    link.send({"op": "begun"})
+    memory, at = mmap.mmap(request["memory"], order["size"]), order["bytes"]
+    decoded = image.decode_image(memory[:at], order["name"])
+    for plane in decoded:
+        if plane is not None:
+            memory[at : at + plane.nbytes] = plane.data
+            at += plane.nbytes
+    rgb, alpha = decoded
+    link.send({"op": "done", "height": rgb.shape[0], "alpha": alpha is not None})
 
 
 def main() -> None:
