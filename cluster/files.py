@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,7 +42,13 @@ def written_whole(target: Path) -> Iterator[Path]:
         raise
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, beat: Callable[[], None] | None = None) -> str:
+    """Hex digest of a file's bytes; `beat` is called before each MiB and may raise."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while True:
+            if beat is not None:
+                beat()
+            if not (count := file.readinto(buffer)):
+                return digest.hexdigest()
+            digest.update(buffer[:count])

@@ -2,15 +2,17 @@
 
 It alone touches input media, so that a decoder's crash, endless loop or appetite costs one file. Requests come in on
 stdin, answers go out on what was stdout (`actors.video.wire`), frames through shared memory. It ends when stdin does,
-and with its parent. It imports av and numpy alone, to start quickly.
+and with its parent. It imports av and numpy alone, to start quickly; for still images OpenCV too.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import resource
 import select
+import signal
 import sys
 import time
 from collections import deque
@@ -23,6 +25,7 @@ import numpy as np
 from actors.video.colour import Converter
 from actors.video.info import MediaInfo
 from actors.video.limits import Limits
+from actors.video.names import check_path
 from actors.video.playback import Playback
 from actors.video.survey import first_frame, survey
 from actors.video.wire import Message, Unpacker, pack
@@ -30,6 +33,18 @@ from cluster.errors import MediaError
 from cluster.processes import die_with_parent
 
 _BEAT_SECONDS = 0.2
+
+#: CPU seconds after the first signal at which the kernel kills, should that not have ended the process.
+_CPU_GRACE = 5
+
+#: CPU seconds for one still image: some times what 36 million pixels of the slowest kind take.
+_STILL_CPU_SECONDS = 30
+
+#: Bytes that a copy needs for each of its source's (small NAL units grow by their longer start), and for its headers.
+_COPY, _HEADERS = 2, 16 * 2**20
+
+#: Bytes a second that encoded sound may add: four tracks of eight channels.
+_ENCODED = 4 * 8 * 96_000 // 8
 
 
 class Link:
@@ -71,10 +86,29 @@ class Pulse:
             self._link.send(message)
 
 
-def confine(memory_bytes: int) -> None:
-    """Bound the heap and write no core files. RLIMIT_AS would count the shared memory of a Ray worker as well."""
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def confine(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
+    """Bound what this process may take, for good; no core files.
+
+    Args:
+        memory_bytes: of the heap. RLIMIT_AS would count the shared memory of a Ray worker as well.
+        cpu_seconds: of all threads, since the start. The process ends with SIGXCPU.
+        file_bytes: size of any file it writes. The process ends with SIGXFSZ, as it does by default, which Python
+            changes to an error that libraries would report as their own.
+    """
+    sys.dont_write_bytecode = True  # importing a module late would write a file
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    _bound(resource.RLIMIT_DATA, memory_bytes)
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_CPU, cpu_seconds, _CPU_GRACE)
+    _bound(resource.RLIMIT_FSIZE, file_bytes)
+
+
+def _bound(kind: int, most: int, grace: int = 0) -> None:
+    """Set a limit, or keep the lower one that this process was started with."""
+    _, hard = resource.getrlimit(kind)
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    hard = soft + grace if hard == resource.RLIM_INFINITY else min(soft + grace, hard)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def serve(link: Link) -> None:
@@ -82,18 +116,19 @@ def serve(link: Link) -> None:
     request = link.receive(wait=True)
     assert request is not None
     limits = Limits.from_json(request["limits"])
-    confine(limits.memory_bytes)
-    path = Path(request["path"])
     try:
         match request["op"]:
             case "inspect":
-                _inspect(link, path, limits)
+                _inspect(link, _admitted(request, limits), limits)
             case "scan":
-                _scan(link, path, limits, request)
+                _scan(link, _admitted(request, limits, copies=_COPY), limits, request)
             case "decode":
-                _decode(link, path, limits, request)
+                _decode(link, _admitted(request, limits), limits, request)
             case "sound":
-                _sound(link, path, limits, request)
+                encoded = math.ceil(_ENCODED * limits.max_seconds)
+                _sound(link, _admitted(request, limits, copies=_COPY, encoded=encoded), limits, request)
+            case "still":
+                _still(link, limits, request)
     except MediaError as error:
         parts = {"reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
@@ -101,6 +136,19 @@ def serve(link: Link) -> None:
         reason = f"needs more memory to decode than the limit of {limits.memory_bytes} bytes"
         remedy = "scale it down, or raise limits.memory_bytes"
         link.send({"op": "error", "reason": reason, "place": "", "remedy": remedy})
+
+
+def _admitted(request: Message, limits: Limits, *, copies: int = 0, encoded: int = 0) -> Path:
+    """The input's path, with this process confined to what working on it may take.
+
+    Args:
+        copies: how many of its bytes may be written for each of the input's.
+        encoded: bytes that may be written besides.
+    """
+    path = Path(request["path"])
+    written = copies * check_path(path, limits).stat().st_size + encoded + _HEADERS if copies else 0
+    confine(limits.memory_bytes, limits.most_cpu_seconds, written)
+    return path
 
 
 def _inspect(link: Link, path: Path, limits: Limits) -> None:
@@ -118,8 +166,14 @@ def _scan(link: Link, path: Path, limits: Limits, request: Message) -> None:
     def beat(frames: int) -> None:
         pulse.beat({"op": "progress", "frames": frames})
 
-    workdir = Path(request["workdir"])
-    head, arrays = survey(path, limits, allow_damaged=request["allow_damaged"], workdir=workdir, beat=beat)
+    head, arrays = survey(
+        path,
+        limits,
+        allow_damaged=request["allow_damaged"],
+        workdir=Path(request["workdir"]),
+        partial=Path(request["partial"]),
+        beat=beat,
+    )
     link.send({"op": "done", **head}, arrays)
 
 
@@ -157,6 +211,28 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
         slot = free.popleft()
         pictures[slot] = rgb
         link.send({"op": "frame", "run": run, "index": index, "pts": pts, "slot": slot})
+
+
+def _still(link: Link, limits: Limits, request: Message) -> None:
+    """One image, which comes later: everything that can be done before is done while nobody waits."""
+    # Read by OpenCV as it is loaded: its own check of the size, should a header have told two stories.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(limits.max_pixels)
+    from actors.video import image  # with OpenCV, which videos do without
+
+    image.warm_up()
+    confine(limits.memory_bytes, min(limits.most_cpu_seconds, _STILL_CPU_SECONDS), 0)
+    link.send({"op": "ready"})
+    order = link.receive(wait=True)
+    assert order is not None
+    link.send({"op": "begun"})
+    memory, at = mmap.mmap(request["memory"], order["size"]), order["bytes"]
+    decoded = image.decode_image(memory[:at], order["name"])
+    for plane in decoded:
+        if plane is not None:
+            memory[at : at + plane.nbytes] = plane.data
+            at += plane.nbytes
+    rgb, alpha = decoded
+    link.send({"op": "done", "height": rgb.shape[0], "alpha": alpha is not None})
 
 
 def main() -> None:

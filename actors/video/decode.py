@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from types import TracebackType
@@ -10,6 +9,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.video import shared
 from actors.video.limits import Limits
 from actors.video.process import Child
 from actors.video.scan import Scan
@@ -42,11 +42,10 @@ class Decoder:
         frame_bytes = info.height * info.width * 3
         slots = max(_FEWEST_SLOTS, min(slots, _RING_BYTES // frame_bytes))
         size = slots * frame_bytes
-        ring = os.memfd_create("frames")
+        ring = shared.create("frames")
         try:
-            os.ftruncate(ring, size)
-            self._pictures = np.frombuffer(mmap.mmap(ring, size), np.uint8).reshape(slots, *self._shape)
-            self._child = Child(scan.path, limits, pass_fds=(ring,))
+            self._pictures = np.frombuffer(shared.sized(ring, size), np.uint8).reshape(slots, *self._shape)
+            self._child = Child(scan.path.name, limits, pass_fds=(ring,))
         finally:
             os.close(ring)
         # Slots go back to the child half a ring at a time: one by one, the two processes would wake each other for

@@ -18,6 +18,7 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Stream
 from numpy.typing import NDArray
 
+from actors.video.beat import Beat, nothing, paced
 from actors.video.own import create_mp4, mp4_timescale, open_own
 from actors.video.sound import Sound, SoundTrack
 from cluster.errors import JobError
@@ -45,6 +46,7 @@ def join(
     time_base: Fraction,
     last_duration: int,
     sound: Sound | None,
+    beat: Beat = nothing,
 ) -> Joined:
     """Copy the packets of all segments, in order, and those of the sound into `target`.
 
@@ -56,16 +58,19 @@ def join(
         pts: int64 [n], the source's times in ticks of `time_base`.
         last_duration: ticks that the last frame is shown.
         sound: what `extract_sound` made of the source, or None for none.
+        beat: called about once a second or more often, but while the header is moved to the front of a large file. What
+            it raises goes on to the caller, when no file is left.
 
     Raises:
         JobError: a segment does not fit: other headers, other times, too few or too many frames.
     """
+    beat = paced(beat)
     timescale = mp4_timescale(time_base)
     scale = int(time_base * timescale)
     times = np.asarray(pts, np.int64) * scale
     if times[0] < 0:
         raise JobError(target.name, f"its first frame is shown at {float(times[0] / timescale):.3f} s: mp4 starts at 0")
-    order = _decode_order(segments, times, target.name)
+    order = _decode_order(segments, times, target.name, beat)
     dts = decode_times(order, times)
     durations = np.diff(times, append=times[-1] + last_duration * scale)
     # Start offsets are stored in the movie's timescale: a multiple of the video's keeps it exact, 10 kHz keeps sound
@@ -84,8 +89,9 @@ def join(
             video_packets = _video_packets(segments, video, times[order], dts, durations[order], Fraction(1, timescale))
             sound_packets = _sound_packets(heard, sound, out) if heard is not None and sound is not None else iter(())
             for packet in heapq.merge(video_packets, sound_packets, key=_when):
+                beat()
                 out.mux_one(packet)
-        size, digest = partial.stat().st_size, sha256_of(partial)
+        size, digest = partial.stat().st_size, sha256_of(partial, beat)
     return Joined(len(times), size, digest, sound.tracks if sound is not None else ())
 
 
@@ -105,7 +111,7 @@ def decode_times(order: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[
     return np.concatenate([first, times])[:n]
 
 
-def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str, beat: Beat) -> NDArray[np.int64]:
     """The rank of each packet's pts, in decode order; the segments must be one video with exactly these times."""
     order: list[NDArray[np.int64]] = []
     first_headers: bytes | None = None
@@ -114,7 +120,10 @@ def _decode_order(segments: Sequence[Path], times: NDArray[np.int64], name: str)
         with open_own(path) as container:
             stream = container.streams.video[0]
             headers = bytes(stream.codec_context.extradata or b"")
-            packets = [_pts(packet) for packet in _packets(container)]
+            packets = []
+            for packet in _packets(container):
+                beat()
+                packets.append(_pts(packet))
         if first_headers is None:
             first_headers = headers
         if headers != first_headers:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from cluster.errors import MediaError
+
+SMALLEST_SIDE = 16
+
+#: CPU seconds for starting, and for each second of the longest video: one for each of 60 frames a second, which is some
+#: times what the largest frames take, because some files are read from their start again and again.
+_CPU_START, _CPU_PER_SECOND = 60, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,8 @@ class Limits:
         stall_seconds: longest wait for one frame or message of the decoding process before it is killed.
         memory_bytes: heap of the decoding process (RLIMIT_DATA).
         decode_threads: codec threads of a decoding process.
+        cpu_seconds: CPU time of a decoding process (RLIMIT_CPU), all its threads together. None derives it from
+            `max_seconds`, so that it ends what never ends and no honest file of that length.
     """
 
     max_bytes: int = 20 * 2**30
@@ -29,6 +40,13 @@ class Limits:
     stall_seconds: float = 60.0
     memory_bytes: int = 4 * 2**30
     decode_threads: int = 2
+    cpu_seconds: float | None = None
+
+    @property
+    def most_cpu_seconds(self) -> int:
+        """`cpu_seconds`, given or derived, in whole seconds."""
+        derived = _CPU_START + _CPU_PER_SECOND * self.max_seconds
+        return max(1, math.ceil(derived if self.cpu_seconds is None else self.cpu_seconds))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the decoding process."""
@@ -38,3 +56,19 @@ class Limits:
     def from_json(cls, data: dict[str, Any]) -> Limits:
         """The inverse of `to_json`."""
         return cls(**data)
+
+
+def check_size(width: int, height: int, name: str, limits: Limits) -> None:
+    """Refuse frames too large or too small."""
+    if width == 0 or height == 0:
+        raise MediaError(name, "has no frames: its video stream has no picture size", remedy="record it again")
+    if width < SMALLEST_SIDE or height < SMALLEST_SIDE:
+        raise MediaError(
+            name, f"is {width}x{height} pixels, under {SMALLEST_SIDE}x{SMALLEST_SIDE}", remedy="give a larger one"
+        )
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            name,
+            f"is over the pixel limit: {width}x{height}, allowed {limits.max_pixels} pixels",
+            remedy="scale it down, or raise limits.max_pixels",
+        )

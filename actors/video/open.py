@@ -16,15 +16,13 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from actors.video.limits import Limits
+from actors.video.limits import Limits, check_size
 from actors.video.names import check_path
 from actors.video.structure import Structure, inspect_structure
 from cluster.errors import MediaError
 
 #: libavformat demuxers that may read an input. Sound-only ones are here to say "no video stream", not "unknown".
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mp3,wav,flac,ogg,aac"
-
-SMALLEST_SIDE = 16
 
 _CONVERT = "convert it to mp4 or mkv first"
 _TEXTS = {
@@ -101,20 +99,6 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     if stream.codec_context is None:
         raise MediaError(name, "has a video codec that is not known here", remedy=_CONVERT)
     return stream
-
-
-def check_size(width: int, height: int, name: str, limits: Limits) -> None:
-    """Refuse frames too large or too small."""
-    if width == 0 or height == 0:
-        raise MediaError(name, "has no frames: its video stream has no picture size", remedy="record it again")
-    if width < SMALLEST_SIDE or height < SMALLEST_SIDE:
-        raise MediaError(name, f"is {width}x{height} pixels, under {SMALLEST_SIDE}x{SMALLEST_SIDE}")
-    if width * height > limits.max_pixels:
-        raise MediaError(
-            name,
-            f"is over the pixel limit: {width}x{height}, allowed {limits.max_pixels} pixels",
-            remedy="scale it down, or raise limits.max_pixels",
-        )
 
 
 def check_seconds(seconds: float, name: str, limits: Limits) -> None:

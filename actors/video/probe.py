@@ -13,8 +13,7 @@ from av.video.stream import VideoStream
 
 from actors.video.colour import HLG, PQ, has_alpha, is_full_range, matrix_of
 from actors.video.info import UNKNOWN, MediaInfo, SoundInfo
-from actors.video.limits import Limits
-from actors.video.open import check_size
+from actors.video.limits import Limits, check_size
 
 _GUESSED_RATE = Fraction(25)
 

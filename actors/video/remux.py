@@ -22,20 +22,23 @@ def remuxed_path(path: Path, workdir: Path) -> Path:
     return workdir / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.mp4"
 
 
-def remux(container: InputContainer, target: Path, name: str, on_packet: Callable[[], None]) -> None:
-    """Copy the video stream to `target`, with its times; written beside, then renamed. Sound is read from the original.
+def remux(container: InputContainer, target: Path, partial: Path, name: str, on_packet: Callable[[], None]) -> None:
+    """Copy the video stream to `target`, with its times. Sound is read from the original.
+
+    Args:
+        partial: written, then renamed; whoever gave the name removes it after a failure, which may be this process's
+            end.
 
     Raises:
         MediaError: the stream cannot be kept in an mp4, or its times go backwards.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(target.name + ".part")
     video = video_stream(container, name)
     started = False
     try:
         # The movie's timescale is that of start offsets: at its default of 1000 the first frame moves by up to 0.5 ms.
         options = {"video_track_timescale": str(TIMESCALE), "movie_timescale": str(TIMESCALE)}
-        with av.open(str(beside), "w", format="mp4", container_options=options) as out:  # noqa: TID251
+        with av.open(str(partial), "w", format="mp4", container_options=options) as out:  # noqa: TID251
             copy = out.add_stream_from_template(video)
             for packet in container.demux(video):
                 on_packet()
@@ -46,7 +49,6 @@ def remux(container: InputContainer, target: Path, name: str, on_packet: Callabl
                     packet.stream = copy
                     out.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
-        beside.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise MediaError(name, f"cannot be remuxed from MPEG-TS: {reason}", remedy="convert it to mp4 first") from error
-    beside.replace(target)
+    partial.replace(target)

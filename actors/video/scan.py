@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.video.beat import Beat, nothing, paced
 from actors.video.info import MediaInfo
 from actors.video.limits import Limits
 from actors.video.names import check_path
 from actors.video.process import Child
+from cluster.files import partial_path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +99,7 @@ def inspect(path: Path, limits: Limits) -> Inspection:
 
     An MPEG-TS file is described as it is; `scan` describes its remuxed copy.
     """
-    with Child(check_path(path, limits), limits) as child:
+    with Child(check_path(path, limits).name, limits) as child:
         child.send({"op": "inspect", "path": str(Path.cwd() / path), "limits": limits.to_json()})
         answer, pixels = child.receive()
     info = MediaInfo.from_json(answer["info"])
@@ -111,6 +113,7 @@ def scan(
     allow_damaged: bool = False,
     workdir: Path,
     progress: Callable[[int], None] | None = None,
+    beat: Beat = nothing,
 ) -> Scan:
     """Decode once from start to end in a child process.
 
@@ -120,24 +123,32 @@ def scan(
         allow_damaged: count damaged frames instead of refusing the file.
         workdir: where a remuxed copy of an MPEG-TS file is kept.
         progress: called with the number of frames decoded so far.
+        beat: called about once a second or more often, also while nothing is decoded. What it, or `progress`, raises
+            goes on to the caller, when the child is gone and no partial file is left.
 
     Raises:
         MediaError: with the file's name, what is wrong with it, and what can be done.
     """
+    # Named here, because this process outlives the child: what that wrote is removed however it ended.
+    partial = partial_path(Path.cwd() / workdir / "remuxed.mp4")
     request = {
         "op": "scan",
-        "path": str(Path.cwd() / path),
+        "path": str(check_path(path, limits)),
         "limits": limits.to_json(),
         "allow_damaged": allow_damaged,
-        "workdir": str(Path.cwd() / workdir),
+        "workdir": str(partial.parent),
+        "partial": str(partial),
     }
-    with Child(check_path(path, limits), limits) as child:
-        child.send(request)
-        answer, blob = child.receive()
-        while answer["op"] == "progress":
-            if progress is not None:
-                progress(answer["frames"])
+    try:
+        with Child(path.name, limits, beat=paced(beat)) as child:
+            child.send(request)
             answer, blob = child.receive()
+            while answer["op"] == "progress":
+                if progress is not None:
+                    progress(answer["frames"])
+                answer, blob = child.receive()
+    finally:
+        partial.unlink(missing_ok=True)
     with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         return Scan(
             path=path,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.video.beat import Beat, nothing, paced
 from actors.video.limits import Limits
 from actors.video.process import Child
 from cluster.files import partial_path, publish
@@ -66,13 +67,15 @@ class Sound:
         return cls(Path(data["path"]), tuple(SoundTrack(**track) for track in data["tracks"]))
 
 
-def extract_sound(source: Path, target: Path, limits: Limits) -> Sound | None:
+def extract_sound(source: Path, target: Path, limits: Limits, *, beat: Beat = nothing) -> Sound | None:
     """Write all sound tracks of `source` to `target` (an mp4), in a child process.
 
     Args:
         source: the input itself; for MPEG-TS too, whose remuxed copy would pass MPEG-1 layer 2 off as mp3.
         target: published whole.
         limits: bounds on the source and on the child.
+        beat: called about once a second or more often. What it raises goes on to the caller, when the child is gone and
+            no file is left.
 
     Returns:
         None when the source has no sound; no file is written then.
@@ -82,7 +85,7 @@ def extract_sound(source: Path, target: Path, limits: Limits) -> Sound | None:
     """
     partial = partial_path(target)
     try:
-        with Child(source, limits) as child:
+        with Child(source.name, limits, beat=paced(beat)) as child:
             request = {"path": str(source.absolute()), "target": str(partial.absolute()), "limits": limits.to_json()}
             child.send({"op": "sound", **request})
             message, _ = child.receive()

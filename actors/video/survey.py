@@ -16,8 +16,8 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from actors.video.info import UNKNOWN, MediaInfo
-from actors.video.limits import Limits
-from actors.video.open import check_seconds, check_size, open_media, video_stream
+from actors.video.limits import Limits, check_size
+from actors.video.open import check_seconds, open_media, video_stream
 from actors.video.probe import describe, sounds_of
 from actors.video.reader import Reader
 from actors.video.remux import remux, remuxed_path
@@ -28,15 +28,17 @@ SMALL_WIDTH, SMALL_HEIGHT = 64, 36  # at which neighbouring frames are compared
 _FLAT = 0.5  # standard deviation of luma under which there is nothing to correlate
 _INEXACT_HEADER = 1.0  # seconds by which header durations differ from the truth in valid files
 
-Beat = Callable[[int], None]
+Progress = Callable[[int], None]
 
 
 def survey(
-    path: Path, limits: Limits, *, allow_damaged: bool, workdir: Path, beat: Beat
+    path: Path, limits: Limits, *, allow_damaged: bool, workdir: Path, partial: Path, beat: Progress
 ) -> tuple[dict[str, Any], bytes]:
     """Decode `path` from start to end.
 
     Args:
+        workdir: where a remuxed copy is kept.
+        partial: what that is written to before it is whole.
         beat: called often, with the number of frames so far: the parent's sign of life.
 
     Returns:
@@ -55,7 +57,7 @@ def survey(
         if container.format.name == "mpegts":
             source = remuxed_path(path, workdir)
             if not source.exists():
-                remux(container, source, path.name, lambda: beat(0))
+                remux(container, source, partial, path.name, lambda: beat(0))
             container = stack.enter_context(open_media(source, limits))
             notices.append("MPEG-TS: remuxed to mp4 before decoding")
         stream = video_stream(container, path.name)
@@ -83,7 +85,7 @@ def survey(
 class _Tally:
     """What is gathered while frames go by."""
 
-    def __init__(self, name: str, limits: Limits, beat: Beat) -> None:
+    def __init__(self, name: str, limits: Limits, beat: Progress) -> None:
         self.info: MediaInfo | None = None
         self.pts: NDArray[np.int64] = np.empty(0, np.int64)
         self.diff: list[float] = []

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.video.beat import Beat, nothing, paced
 from actors.video.boxes import video_end
 from actors.video.own import open_own
 from actors.video.sample import Sampler
@@ -63,6 +64,7 @@ def verify(
     last_duration: int,
     sounds: Sequence[SoundTrack] = (),
     threads: int = 2,
+    beat: Beat = nothing,
 ) -> Verification:
     """Decode `final` from start to end and compare it with what it must be.
 
@@ -72,15 +74,18 @@ def verify(
         last_duration: ticks that the last frame is shown.
         sounds: the sound tracks, as `extract_sound` found them in the source.
         threads: of the decoder.
+        beat: called about once a second or more often, but while decord opens the file. What it raises goes on to the
+            caller.
 
     Raises:
         JobError: names the file and the first difference.
     """
     end = (int(pts[-1]) + last_duration) * time_base
+    beat = paced(beat)
     try:
         found_end = video_end(final)
-        sampled = _check_video(final, pts, time_base, threads)
-        worst = _check_sounds(final, sounds)
+        sampled = _check_video(final, pts, time_base, threads, beat)
+        worst = _check_sounds(final, sounds, beat)
     except (av.FFmpegError, ValueError) as error:
         raise _wrong(final, f"cannot be decoded: {error}") from error
     if found_end != end:
@@ -92,9 +97,9 @@ def _wrong(final: Path, reason: str, place: str = "verification") -> JobError:
     return JobError(final.name, reason, place=place, remedy="rerun with --force")
 
 
-def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threads: int) -> int:
+def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threads: int, beat: Beat) -> int:
     """Every frame's time, and decord's reading of a few; the number of those."""
-    samples = _sampled(final, len(pts))
+    samples = _sampled(final, len(pts), beat)
     index = 0
     with open_own(final) as container:
         stream = container.streams.video[0]
@@ -102,6 +107,7 @@ def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threa
         stream.codec_context.options = {"err_detect": "explode"}
         stream.codec_context.thread_count = threads
         for frame in container.decode(stream):
+            beat()
             place = f"frame {index}"
             if index >= len(pts):
                 raise _wrong(final, f"has more than the plan's {len(pts)} frames", place)
@@ -120,18 +126,22 @@ def _check_video(final: Path, pts: NDArray[np.int64], time_base: Fraction, threa
     return len(samples)
 
 
-def _sampled(final: Path, count: int) -> dict[int, NDArray[np.uint8]]:
+def _sampled(final: Path, count: int, beat: Beat) -> dict[int, NDArray[np.uint8]]:
     """Frames as decord reads them, by index. At once, with nothing between: decord decodes ahead while it waits, and
     keeps it all, 2 GiB of a quarter of an hour."""
     reader = Sampler(final)
     if len(reader) != count:
         raise _wrong(final, f"decord finds {len(reader)} frames, the plan has {count}")
-    return {int(i): reader[int(i)] for i in np.linspace(0, count - 1, SAMPLES).round()}
+    samples = {}
+    for i in np.linspace(0, count - 1, SAMPLES).round():
+        beat()
+        samples[int(i)] = reader[int(i)]
+    return samples
 
 
-def _check_sounds(final: Path, sounds: Sequence[SoundTrack]) -> float:
+def _check_sounds(final: Path, sounds: Sequence[SoundTrack], beat: Beat) -> float:
     """Every track: decodable, and its first and last packet where the source has them; the largest move."""
-    spans = _spans(final)
+    spans = _spans(final, beat)
     if len(spans) != len(sounds):
         raise _wrong(final, f"has {len(spans)} sound tracks, the source {len(sounds)}")
     worst = 0.0
@@ -152,7 +162,7 @@ def _check_sounds(final: Path, sounds: Sequence[SoundTrack]) -> float:
     return worst
 
 
-def _spans(final: Path) -> list[tuple[float, float, int]]:
+def _spans(final: Path, beat: Beat) -> list[tuple[float, float, int]]:
     """For each sound track: seconds of its first packet and of its last one's end, and its sampling rate."""
     with open_own(final) as container:
         streams = container.streams.audio
@@ -160,6 +170,7 @@ def _spans(final: Path) -> list[tuple[float, float, int]]:
             return []
         spans: dict[int, tuple[Fraction, Fraction]] = {}
         for packet in container.demux(*streams):
+            beat()
             packet.decode()  # for its errors
             if packet.size and packet.pts is not None:
                 start = packet.pts * packet.time_base

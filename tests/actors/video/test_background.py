@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from actors.video.background import Looped, Still, crop_to_cover, open_background, parse_colour
 from actors.video.decode import Decoder
-from actors.video.image import image_size, read_image
+from actors.video.image import read_image
+from actors.video.image_header import read_header
 from actors.video.limits import Limits
 from actors.video.scan import scan
 from actors.video.yuv import YuvConverter, plane
@@ -76,7 +77,8 @@ def test_a_colour_is_one_frame_for_all_times(tmp_path: Path) -> None:
 def test_an_image_is_read_and_its_size_known_before(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"back{suffix}"
     cv2.imwrite(str(path), np.full((48, 66, 3), (95, 64, 32), np.uint8))  # BGR
-    assert image_size(path.read_bytes(), path.name) == (66, 48)
+    header = read_header(path.read_bytes(), path.name)
+    assert (header.width, header.height) == (66, 48)
     with open_background(path, 64, 48, LIMITS, workdir=tmp_path) as background:
         assert np.abs(rgb_of(background.at(0)).astype(int) - (32, 64, 95)).max() <= 6
 
@@ -84,7 +86,8 @@ def test_an_image_is_read_and_its_size_known_before(tmp_path: Path, suffix: str)
 def test_a_lossless_webp_s_size_is_known_before(tmp_path: Path) -> None:
     path = tmp_path / "a.webp"
     cv2.imwrite(str(path), np.zeros((48, 66, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 101])
-    assert image_size(path.read_bytes(), path.name) == (66, 48)
+    header = read_header(path.read_bytes(), path.name)
+    assert (header.width, header.height) == (66, 48)
 
 
 def test_images_that_are_none_or_too_large_are_refused_before_decoding(tmp_path: Path) -> None:

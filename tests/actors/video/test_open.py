@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -128,6 +129,25 @@ def test_size_change_in_mid_stream_is_refused(tmp_path: Path) -> None:
     both.write_bytes(b"".join(p.read_bytes() for p in parts))
     with pytest.raises(MediaError, match="changes its size from 128x96 to 192x96"):
         scan(both, LIMITS, workdir=tmp_path / "work")
+
+
+def test_pixels_are_limited_in_the_decoder_too_where_the_size_changes_in_mid_stream(tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / f"{w}.ts", frames=5, width=w, height=96, start=w / 64).path for w in (128, 192)]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(p.read_bytes() for p in parts))
+
+    def widths(limits: Limits) -> set[int]:
+        found = set()
+        with open_media(both, limits) as container:
+            for packet in container.demux(video=0):
+                with contextlib.suppress(av.error.InvalidDataError):
+                    found |= {frame.width for frame in packet.decode()}
+        return found
+
+    assert widths(LIMITS) == {128, 192}
+    assert widths(replace(LIMITS, max_pixels=128 * 96)) == {128}
+    with pytest.raises(MediaError, match=r"both\.ts"):
+        scan(both, replace(LIMITS, max_pixels=128 * 96), workdir=tmp_path / "work")
 
 
 def test_decoded_times_count_where_the_header_says_less(tmp_path: Path) -> None:
