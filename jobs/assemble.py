@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from actors.video.beat import Beat, nothing
 from actors.video.info import UNKNOWN
 from actors.video.join import join
 from actors.video.sound import extract_sound
@@ -19,7 +20,7 @@ from jobs.plan import Plan
 from jobs.task import VideoTask
 
 
-def assemble(task: VideoTask, plan: Plan, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def assemble(task: VideoTask, plan: Plan, beat: Beat = nothing) -> dict[str, Any]:
     """Makes a video's final file from its segments and writes its ledger row.
 
     The file gets its name only after it was verified; segments are removed then.
@@ -43,7 +44,7 @@ def assemble(task: VideoTask, plan: Plan, beat: Callable[[], None] = lambda: Non
     # In the work folder until it is verified: what bears the output's name is right.
     joined, sounds = work.path / "joined.mp4", work.path / "sound.mp4"
     # From the input itself: a remuxed copy passes MPEG-2 sound off as MP3.
-    sound = extract_sound(scan.path, sounds, task.limits)
+    sound = extract_sound(scan.path, sounds, task.limits, beat=beat)
     made = join(
         [work.segment_path(segment) for segment in plan.segments],
         joined,
@@ -51,9 +52,9 @@ def assemble(task: VideoTask, plan: Plan, beat: Callable[[], None] = lambda: Non
         time_base=scan.info.time_base,
         last_duration=scan.last_duration,
         sound=sound,
+        beat=beat,
     )
     joined_at = time.perf_counter()
-    beat()
     verify(
         joined,
         pts=scan.pts,
@@ -61,6 +62,7 @@ def assemble(task: VideoTask, plan: Plan, beat: Callable[[], None] = lambda: Non
         last_duration=scan.last_duration,
         sounds=sound.tracks if sound else (),
         threads=task.limits.decode_threads,
+        beat=beat,
     )
     verified_at = time.perf_counter()
     task.output.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.catalogue import card
+from actors.video.beat import Beat, nothing
 from actors.video.cuts import detect_cuts
 from actors.video.scan import Scan, scan
 from cluster.errors import MediaError
@@ -72,7 +72,7 @@ class Plan:
         return tuple(segment for run in self.runs for segment in run.segments)
 
 
-def plan_video(task: VideoTask, beat: Callable[[], None] = lambda: None) -> Plan:
+def plan_video(task: VideoTask, beat: Beat = nothing) -> Plan:
     """Plans a task's video, or reads the plan that an earlier run stored in its work folder.
 
     Args:
@@ -86,23 +86,21 @@ def plan_video(task: VideoTask, beat: Callable[[], None] = lambda: None) -> Plan
     found = stored_scan(stored, task.source)
     if found is None:
         task.folder.mkdir(parents=True, exist_ok=True)
-        found = scan(
-            task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, progress=lambda _: beat()
-        )
+        found = scan(task.source, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, beat=beat)
         for plane in task.companions:
-            _check_companion(task, plane, found)
+            _check_companion(task, plane, found, beat)
         store_scan(stored, found)
     stateful = any(card(step.model).stateful for step in task.steps)
     return make_plan(found, task.segment_seconds, stateful=stateful, warmup=task.warmup_frames)
 
 
-def companion_scan(task: VideoTask, plane: str) -> Scan:
+def companion_scan(task: VideoTask, plane: str, beat: Beat = nothing) -> Scan:
     """The scan of a companion video, made once and stored beside the plan."""
     path, _ = task.companions[plane]
     stored = task.folder / f"scan-{plane}.npz"
     found = stored_scan(stored, path)
     if found is None:
-        found = scan(path, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder)
+        found = scan(path, task.limits, allow_damaged=task.allow_damaged, workdir=task.folder, beat=beat)
         store_scan(stored, found)
     return found
 
@@ -148,8 +146,8 @@ def make_plan(found: Scan, segment_seconds: float, *, stateful: bool, warmup: in
     return Plan(found, cuts, tuple(runs), approximate)
 
 
-def _check_companion(task: VideoTask, plane: str, found: Scan) -> None:
-    other = companion_scan(task, plane)
+def _check_companion(task: VideoTask, plane: str, found: Scan, beat: Beat) -> None:
+    other = companion_scan(task, plane, beat)
     here = [int(p) * found.info.time_base for p in found.pts]
     there = [int(p) * other.info.time_base for p in other.pts]
     if here != there:

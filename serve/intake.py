@@ -16,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from actors.video.background import parse_colour
-from actors.video.image import image_kind
+from actors.video.image import encode_still
+from actors.video.image_header import kind_of
+from actors.video.stills import KINDS
 from cluster.config import Config
 from cluster.errors import MediaError
 from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, resolve
@@ -38,7 +40,7 @@ _NAME_CHARACTERS = 100
 _HOLD_SECONDS = 3700.0  # longer than an upload may take
 _BUSY_SECONDS = 30.0
 #: Names that files may have in a form, and what they become in the task's folder.
-_FILES = {"file": INPUT, "background": BACKGROUND, "mask": MASK}
+_FILES = {"file": INPUT, "mask": MASK, "background": BACKGROUND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,8 @@ async def _receive(desk: Desk, principal: Principal, request: Request, folder: T
     if kind != "multipart/form-data":
         # A video as the body: its choices are in the query.
         fields: dict[str, Any] = dict(request.query_params)
-        return await asyncio.to_thread(_taken_in, upload, fields, folder, raw=True)
-    return await asyncio.to_thread(_taken_in, upload, dict(upload.fields), folder, raw=False)
+        return await asyncio.to_thread(_taken_in, desk, upload, fields, folder, raw=True)
+    return await asyncio.to_thread(_taken_in, desk, upload, dict(upload.fields), folder, raw=False)
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -166,28 +168,41 @@ async def json_body(request: Request) -> dict[str, Any]:
     return found
 
 
-def _taken_in(upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:
+def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:
     """Gives the files their names."""
     names, digests, name = {}, {}, ""
     for file in upload.files:
         part = "file" if raw else file.field
         if part not in _FILES:
             raise Problem(422, "invalid", f"a form has the files {', '.join(_FILES)}")
-        chosen = _FILES[part]
-        if part == "background":
-            chosen += _suffix_of(file.path)
-        file.path.rename(folder.input / chosen)
+        chosen = _background(desk, file.path, folder) if part == "background" else _FILES[part]
+        if part != "background":
+            file.path.rename(folder.input / chosen)
         names[part], digests[part] = chosen, file.sha256
         if part == "file":
             name = shown_name(file.name)
     return Incoming(folder, fields, names, name, sum(file.bytes for file in upload.files), digests)
 
 
-def _suffix_of(path: Path) -> str:
-    """What a background is, by its content: lanes tell images from videos by their suffix."""
+def _background(desk: Desk, path: Path, folder: TaskFolder) -> str:
+    """Gives an uploaded background its name, which says what it is: lanes tell images from videos by their suffix.
+
+    An image is decoded here, in a process of its own, and written anew: a lane reads no stranger's image.
+    """
     with path.open("rb") as file:
-        kind = image_kind(file.read(32))
-    return f".{kind}" if kind else ".video"
+        is_image = kind_of(file.read(12)) in KINDS
+    if not is_image:
+        name = f"{BACKGROUND}.video"
+        path.rename(folder.input / name)
+        return name
+    try:
+        image = desk.stills.decode(path.read_bytes(), "the background")
+    except MediaError as error:
+        raise Problem(422, "background", str(error)) from error
+    name = f"{BACKGROUND}.png"
+    (folder.input / name).write_bytes(encode_still(image.rgb, None, "png"))
+    path.unlink()
+    return name
 
 
 def shown_name(text: str) -> str:

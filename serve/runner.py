@@ -170,7 +170,7 @@ class _Attempt:
         if isinstance(error, StoppedError):
             if self._cancelled:
                 log.info("is cancelled")
-                _remove(self._folder.work, self._folder.input, self._folder.result)
+                self._runner._data.remove(self._claim.task.id)
                 return lambda: self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
             log.info("is given back")
             return lambda: self._store.release(self._claim)

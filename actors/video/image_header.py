@@ -64,7 +64,7 @@ def read_header(data: bytes, name: str, kinds: tuple[str, ...] = KINDS) -> Heade
     Raises:
         MediaError: another kind of file, or a broken header.
     """
-    kind = _kind(data)
+    kind = kind_of(data)
     if kind not in kinds:
         what = f"is a {_NAMES[kind]} image" if kind else "is not an image of a known kind"
         raise MediaError(name, what, remedy=remedy(kinds))
@@ -104,7 +104,8 @@ def grey_bits(data: bytes) -> int:
     return data[24]
 
 
-def _kind(data: bytes) -> str:
+def kind_of(data: bytes) -> str:
+    """What a file's first bytes (12 are enough) say that it is; empty for none of `KINDS`."""
     if data.startswith(_PNG):
         return "png"
     if data.startswith(b"\xff\xd8"):

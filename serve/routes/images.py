@@ -15,7 +15,8 @@ from actors.frames import FrameBatch
 from actors.matte import border_screen
 from actors.model import Step
 from actors.upscale.sizes import output_size
-from actors.video.stills import Still, encode_still
+from actors.video.image import encode_still
+from actors.video.stills import Still
 from cluster.errors import MediaError
 from jobs.restage.settings import LANCZOS, MATTE_AUTO, MATTE_CHROMA, MATTE_FALLBACK, MATTE_GIVEN, MATTE_NONE
 from serve.auth import Principal
@@ -97,7 +98,7 @@ async def upscale(
     settings = settings_of(desk.config, choices)
 
     async def work(image: Still) -> Still:
-        size = output_size(image.size, settings.parsed_target)
+        size = output_size((image.rgb.shape[1], image.rgb.shape[0]), settings.parsed_target)
         if size[0] * size[1] > desk.service.on_demand_megapixels * 1e6:
             most = desk.service.on_demand_megapixels
             raise Problem(413, "too_large", f"the result would be {size[0]}x{size[1]}; at most {most:g} megapixels")

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serve.auth import Principal, Tokens
 from serve.store import TaskState
+from tests.images import encoded
 from tests.serve.service import MADE, Service, service
 
 CLIP = b"not a video, which only a runner finds out"
@@ -86,7 +88,7 @@ def test_files_get_the_servers_names_whatever_the_client_calls_them(here: Servic
     files = {
         "file": ("../../../etc/cron.d/x\r\nSet-Cookie: a=b", CLIP),
         "mask": ("m.mkv", CLIP),
-        "background": ("beach.html", b"\x89PNG\r\n\x1a\n rest"),
+        "background": ("beach.html", encoded(np.zeros((32, 32, 3), np.uint8), ".png")),
     }
     answer = here.client.post("/v1/tasks", files=files, data={"matte": "given"})
     assert answer.status_code == 202, answer.text
