@@ -105,6 +105,7 @@ def _deploy(applications: Mapping[str, ray_serve.Application], what: str) -> Non
 
 def delete_applications(names: Iterable[str]) -> list[str]:
     """Ends those of the named applications that run, one after the other; returns which."""
+    _quieten()
     there = set(ray_serve.status().applications)
     found = [name for name in names if name in there]
     for name in found:
@@ -112,8 +113,13 @@ def delete_applications(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _start_serve() -> None:
+def _quieten() -> None:
+    """Serve tells what it does between our lines otherwise."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def _start_serve() -> None:
+    _quieten()
     ray_serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
 
 

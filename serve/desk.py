@@ -30,6 +30,8 @@ from serve.uploads import UploadLimits, Uploads
 from serve.webhooks import Signer
 
 _BUSY_SECONDS = 2.0
+#: Images being decoded at once, and what each of those processes may take.
+_DECODERS, _IMAGE_MEMORY = 4, 2**30
 
 
 class Perform(Protocol):
@@ -80,6 +82,7 @@ class Desk:
         stills: decodes strangers' images.
         performers: does them.
         library: background categories.
+        decoders: places of images that are being decoded; whoever comes later waits.
         on_demand, streams: places of requests that are answered at once, of event streams by owner.
         ready: what is wrong with the pins, by name; empty when all is well.
         ending: set when this process is to end.
@@ -95,6 +98,7 @@ class Desk:
     stills: Stills
     performers: Perform
     library: Library
+    decoders: asyncio.Semaphore
     on_demand: Places
     streams: Places
     ready: Callable[[], Mapping[str, str]]
@@ -134,8 +138,13 @@ async def opened_desk(
             Store(database_url(service, environ), attempts=service.attempts, connections=8)
         )
         client = await stack.enter_async_context(GuardedClient(service.allow_networks, service.allow_ports))
-        pixels = int(service.on_demand_megapixels * 1_000_000)
-        stills = Stills(replace(limits, max_pixels=pixels, max_bytes=int(service.on_demand_mib * 2**20)))
+        image_limits = replace(
+            limits,
+            max_pixels=int(service.on_demand_megapixels * 1_000_000),
+            max_bytes=int(service.on_demand_mib * 2**20),
+            memory_bytes=min(limits.memory_bytes, _IMAGE_MEMORY),
+        )
+        stills = Stills(image_limits)
         stack.push_async_callback(asyncio.to_thread, stills.close)
         yield Desk(
             config,
@@ -148,6 +157,7 @@ async def opened_desk(
             stills,
             performers,
             Library(Path(service.library), partial(open_once, limits=limits)),
+            asyncio.Semaphore(_DECODERS),
             Places(service.on_demand_at_once, "busy", "requests are being answered"),
             Places(service.events_per_token, "too_many_streams", "event streams of this token are open"),
             ready,

@@ -204,7 +204,8 @@ async def _received(desk: Desk, principal: Principal, request: Request) -> Still
         if file.bytes > desk.service.on_demand_mib * 2**20:
             raise Problem(413, "too_large", f"an image has at most {desk.service.on_demand_mib:g} MiB")
         data = await asyncio.to_thread(file.path.read_bytes)
-        return await asyncio.to_thread(desk.stills.decode, data, "the image")
+        async with desk.decoders:
+            return await asyncio.to_thread(desk.stills.decode, data, "the image")
     except MediaError as error:
         raise media_or_problem(error) from error
     finally:
