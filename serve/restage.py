@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.calls import Call
 from cluster.config import Config
 from cluster.errors import ClusterError, UsageError, WeightsError
 from cluster.heap import give_back_freed
@@ -66,7 +67,7 @@ def restage(work: Work) -> Made:
                 on_note=work.progress.note,
                 on_pause=work.progress.paused,
                 stop=work.stop,
-                priority="interactive",
+                call=Call("interactive", request=payload.request_id),
             )
         work.progress.begin("assembling")
         row = assemble(task, plan, beat=work.stop)

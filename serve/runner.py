@@ -29,6 +29,7 @@ from serve.payload import INPUT, ON_DEMAND, RestagePayload
 from serve.places import data_root, database_url
 from serve.problems import problem_of
 from serve.progress import TaskProgress
+from serve.request_id import request_id
 from serve.restage import STAGES, restage
 from serve.store import Claim, Document, Store, StoreError, TaskState
 from serve.store.values import MAX_PRIORITY
@@ -120,11 +121,13 @@ class Runner:
             await asyncio.sleep(_POLL_SECONDS)
             return
         task_id.set(claim.task.id)
+        request_id.set(str(claim.task.payload.get("request_id", "")))
         log.info("begins %s, attempt %d", claim.task.kind, claim.task.attempts)
         try:
             await _Attempt(self, store, client, claim).do()
         finally:
             task_id.set("")
+            request_id.set("")
             give_back_freed()
 
 
