@@ -3,8 +3,8 @@
     python -m bench.http
 
 `image` is one `POST /v1/upscale`, from sending it to the answer's last byte, at random moments that take a share of the
-pin's time: on an idle pin, then beside two batch jobs that saturate it. `clip` is the time from submitting a clip to the
-finished result beside the time of planning, lane and assembly of the same clip in a bare process, on the same warm
+pin's time: on an idle pin, then beside two batch jobs that saturate it. `clip` is the time from submitting a clip to
+having its result, beside the time of planning, lane and assembly of the same clip in a bare process, on the same warm
 pins, in turns. `small` is how many small requests a second are answered. Run it on a quiet machine.
 """
 

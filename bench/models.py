@@ -73,8 +73,8 @@ HEAVY_SECONDS = 1.0
 
 
 def linked_weights(folder: Path, upscale: str, size: tuple[int, int]) -> WeightsStore:
-    """A store in `folder` with the user's checkpoints of an upscaler and `MATTE`, and random ones in place of those that
-    are missing: a network takes as long with them."""
+    """A store in `folder` with the user's checkpoints of an upscaler and `MATTE`, and random ones in place of those
+    that are missing: a network takes as long with them."""
     mine = default_store(os.environ)
     names = [name for model in (upscale, MATTE) for name in card(model).weights]
     folder.mkdir()
