@@ -150,7 +150,8 @@ class _Attempt:
         """Works, and tells the store meanwhile that it does."""
         beating = asyncio.create_task(self._beat())
         try:
-            tell, leftovers = await self._work(), (self._folder.work, self._folder.input)
+            tell = await self._work()
+            leftovers: tuple[Path, ...] = (self._folder.work, self._folder.input)
         except Exception as error:
             tell, leftovers = self._failed(error)
         finally:
