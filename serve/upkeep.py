@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
+from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
 from serve.folders import Ended
 from serve.store import Delivery, StoreError, TaskState
@@ -15,7 +16,7 @@ from serve.webhooks import Outcome, Webhooks, message
 
 log = logging.getLogger(__name__)
 
-_SWEEP_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 10.0, 600.0, 0.5
+_SWEEP_SECONDS, _COUNT_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 10.0, 5.0, 600.0, 0.5
 _SENDERS = 4
 _DELIVERY_LEASE_SECONDS = 60.0
 _PAGE = 200
@@ -24,8 +25,10 @@ _PAGE = 200
 @asynccontextmanager
 async def upkeep(desk: Desk) -> AsyncIterator[None]:
     """Does it while the context lasts; several processes at once do no harm."""
+    metrics = ServiceMetrics()
     chores: list[tuple[Callable[[], Awaitable[object]], float]] = [
         (desk.store.sweep, _SWEEP_SECONDS),
+        (lambda: _count(desk, metrics), _COUNT_SECONDS),
         (lambda: _retain(desk), _RETENTION_SECONDS),
     ]
     if desk.signer is not None:
@@ -51,6 +54,10 @@ async def _again_and_again(chore: Callable[[], Awaitable[object]], pause: float)
         except Exception:  # whatever it was: the next time may go better, and the others go on
             log.exception("upkeep failed")
         await asyncio.sleep(pause)
+
+
+async def _count(desk: Desk, metrics: ServiceMetrics) -> None:
+    metrics.tasks({str(state): count for state, count in (await desk.store.counts()).items()})
 
 
 async def _send_due(desk: Desk, webhooks: Webhooks) -> None:
