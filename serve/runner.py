@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from cluster.config import Config
@@ -162,10 +161,14 @@ class _Attempt:
         cost = {**made.cost, "wall_s": round(time.monotonic() - self._begun, 3)}
         self._progress.begin("")
         log.info("is done in %.1f s", cost["wall_s"])
-        await asyncio.to_thread(_remove, self._folder.work, self._folder.input)
-        return lambda: self._store.finish(
-            self._claim, TaskState.DONE, result=made.result, cost=cost, progress=self._progress.document()
-        )
+        progress = self._progress.document()
+
+        async def done() -> None:
+            # The input goes once the store has heard: until then somebody may have to do the task again.
+            if await self._store.finish(self._claim, TaskState.DONE, result=made.result, cost=cost, progress=progress):
+                await asyncio.to_thread(self._runner._data.keep_result, self._claim.task.id)
+
+        return done
 
     def _failed(self, error: Exception) -> Callable[[], Any]:
         """What the store is told of an attempt that raised."""
@@ -261,10 +264,3 @@ def _may_pass(error: BaseException | None) -> bool:
 def _make(folder: TaskFolder) -> None:
     for part in (folder.input, folder.work, folder.result):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _remove(*folders: Path) -> None:
-    import shutil
-
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
