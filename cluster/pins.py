@@ -88,6 +88,8 @@ def deploy_service(name: str, application: ray_serve.Application) -> None:
 
 
 def _deploy(applications: Mapping[str, ray_serve.Application], what: str) -> None:
+    if not applications:
+        return  # a service whose chains are light needs no pin; Serve refuses to deploy nothing
     before = set(ray_serve.status().applications)
     try:
         ray_serve.run_many(

@@ -137,6 +137,8 @@ async def opened_desk(
         store = await stack.enter_async_context(
             Store(database_url(service, environ), attempts=service.attempts, connections=8)
         )
+        # One process at a time answers for a database (it holds the address), so nobody handles what another one did.
+        await store.free_reservations()
         client = await stack.enter_async_context(GuardedClient(service.allow_networks, service.allow_ports))
         image_limits = replace(
             limits,

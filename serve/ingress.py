@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from ray import serve as ray_serve
+from starlette.types import ASGIApp
 
 from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
@@ -67,20 +68,8 @@ class Ingress:
             lambda: opened_desk(self._config, Auth(tokens), performers, pins.states), max_requests=service.max_requests
         )
         self._app = app
-        self._socket = _listening(self._config.http.host, self._config.http.port)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="on",
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-                ws="none",
-            )
-        )
+        self._socket = listening(self._config.http.host, self._config.http.port)
+        self._server = uvicorn.Server(server_settings(app))
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
         self._thread.start()
         self._await_started()
@@ -127,6 +116,21 @@ class Ingress:
             time.sleep(0.02)
 
 
+def server_settings(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn answers for the application."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        ws="none",
+    )
+
+
 class Applications:
     """How Serve says that the pins are, asked at most once a second. Blocking: from threads."""
 
@@ -164,8 +168,8 @@ def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
     return tokens
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A bound socket. A predecessor that is ending may hold the address for a moment."""
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket, which may have another address where the port is 0. A predecessor that is ending may hold the address for a moment."""
     deadline = time.monotonic() + _BIND_SECONDS
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     while True:

@@ -113,6 +113,7 @@ async def accept(
         new = make(incoming)
         if check is not None:
             await asyncio.to_thread(check, incoming)
+        await asyncio.to_thread(desk.data.sync, folder)
         quota = Quota(_whole(principal.queued), _whole(principal.upload_bytes_per_day))
         task = await desk.store.submit(new, quota=quota, reservation=held, fingerprint=fingerprint, answer=answer)
         kept = True

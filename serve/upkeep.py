@@ -16,9 +16,9 @@ from serve.webhooks import Outcome, Webhooks, message
 
 log = logging.getLogger(__name__)
 
-_SWEEP_SECONDS, _COUNT_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 10.0, 5.0, 600.0, 0.5
+_COUNT_SECONDS, _SWEEP_SECONDS, _TIDY_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 5.0, 10.0, 20.0, 600.0, 0.5
 _SENDERS = 4
-_DELIVERY_LEASE_SECONDS = 60.0
+_DELIVERY_LEASE_SECONDS = 30.0
 _PAGE = 200
 
 
@@ -29,6 +29,7 @@ async def upkeep(desk: Desk) -> AsyncIterator[None]:
     chores: list[tuple[Callable[[], Awaitable[object]], float]] = [
         (desk.store.sweep, _SWEEP_SECONDS),
         (lambda: _count(desk, metrics), _COUNT_SECONDS),
+        (lambda: _tidy(desk), _TIDY_SECONDS),
         (lambda: _retain(desk), _RETENTION_SECONDS),
     ]
     if desk.signer is not None:
@@ -81,6 +82,16 @@ async def _send(desk: Desk, webhooks: Webhooks, delivery: Delivery) -> None:
     )
 
 
+async def _tidy(desk: Desk) -> None:
+    """Removes what those who ended tasks did not come to remove, being killed: of done tasks all but the result, of
+    cancelled ones everything."""
+    for task_id, state in (await desk.store.states(await asyncio.to_thread(desk.data.unfinished))).items():
+        if state is TaskState.DONE:
+            await asyncio.to_thread(desk.data.keep_result, task_id)
+        elif state is TaskState.CANCELLED:
+            await asyncio.to_thread(desk.data.remove, task_id)
+
+
 async def _retain(desk: Desk) -> None:
     """Tasks that ended too long ago go with their files; the oldest go first when all are too large. Then what crashes
     left is removed."""
@@ -95,7 +106,7 @@ async def _retain(desk: Desk) -> None:
     )
     for first in range(0, len(too_much), _PAGE):
         await desk.store.purge(ids=too_much[first : first + _PAGE])
-    known = await desk.store.known(await asyncio.to_thread(desk.data.ids))
+    known = await desk.store.states(await asyncio.to_thread(desk.data.ids))
     await asyncio.to_thread(desk.data.sweep, known.__contains__)
 
 
