@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from ray import serve as ray_serve
 
 from cluster.config import Config
@@ -26,6 +25,7 @@ from cluster.errors import ClusterError, UsageError
 from cluster.processes import die_with_parent
 from serve.api import create_app
 from serve.auth import Auth, Tokens, refuse_open_host
+from serve.connections import server_of
 from serve.desk import opened_desk
 from serve.logs import log_as_json
 from serve.performers import Performers
@@ -37,8 +37,6 @@ _DRAIN_SECONDS = 10
 SHUTDOWN_SECONDS = _DRAIN_SECONDS + 10.0
 _START_SECONDS = 60.0
 _BIND_SECONDS = 30.0
-_KEEP_ALIVE_SECONDS = 30
-_BACKLOG = 4096
 _READY_SECONDS = 1.0
 
 
@@ -68,19 +66,7 @@ class Ingress:
         )
         self._app = app
         self._socket = _listening(self._config.http.host, self._config.http.port)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="on",
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-                ws="none",
-            )
-        )
+        self._server = server_of(app, drain_seconds=_DRAIN_SECONDS)
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
         self._thread.start()
         self._await_started()
