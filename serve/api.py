@@ -40,7 +40,10 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
             yield
             desk.ending.set()
 
-    app = FastAPI(title="Troupe", version=version("troupe"), description=_ABOUT, lifespan=lifespan)
+    # A path with a slash too many is nothing: a redirect would lead to whatever the request's Host names.
+    app = FastAPI(
+        title="Troupe", version=version("troupe"), description=_ABOUT, lifespan=lifespan, redirect_slashes=False
+    )
     for module in (images, restaging, tasks, events, results, seed, health):
         app.include_router(module.router)
     app.add_middleware(_AtMost, most=max_requests)
