@@ -6,6 +6,7 @@ upscaled frames look like frames and mattes have both clear and opaque parts.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from actors.networks.rvm import MattingNetwork
 from actors.networks.srvgg import SRVGGNetCompact
+from bench.clip import drawn
 from bench.networks import fill
 from bench.subjects import UPSCALE
-from cluster.weights import WeightsStore
+from cluster.weights import WeightsStore, default_store
 
 MATTE = "rvm-mobilenetv3"
 #: Every case ends at this short side.
@@ -68,6 +70,24 @@ HEAVY = (
     Case("heavy", "realesrgan-x4plus", (640, 480)),
 )
 HEAVY_SECONDS = 1.0
+
+
+def linked_weights(folder: Path, upscale: str, size: tuple[int, int]) -> WeightsStore:
+    """A store in `folder` with the user's checkpoints of an upscaler and `MATTE`, and random ones in place of those
+    that are missing: a network takes as long with them."""
+    mine = default_store(os.environ)
+    names = [name for model in (upscale, MATTE) for name in card(model).weights]
+    folder.mkdir()
+    for name in set(names) - set(mine.missing(names)):
+        found = mine.find(name).path.resolve()
+        (folder / found.name).symlink_to(found)
+    return write_weights(folder, Case("real", upscale, size), next(drawn(size)))
+
+
+def origin(store: WeightsStore, model: str) -> str:
+    """What a model of such a store computes with, in words."""
+    linked = all(store.find(name).path.is_symlink() for name in card(model).weights)
+    return "weights of the store" if linked else "random weights"
 
 
 def write_weights(folder: Path, case: Case, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> WeightsStore:

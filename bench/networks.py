@@ -121,7 +121,11 @@ def tflop_of(name: str, size: tuple[int, int]) -> float | None:
 
 @torch.inference_mode()
 def half_error(name: str, size: tuple[int, int], device: str) -> float:
-    """Largest difference between outputs in fp16 and in fp32, in parts of an output's largest value."""
+    """Largest difference between outputs in fp16 and in fp32, in parts of an output's largest value.
+
+    Raises:
+        ArithmeticError: an output is not finite in fp16; some random weights overflow it.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -129,6 +133,8 @@ def half_error(name: str, size: tuple[int, int], device: str) -> float:
             exact, close = (_outputs(name, size, device, dtype) for dtype in (torch.float32, torch.float16))
     finally:
         torch.set_float32_matmul_precision(before)
+    if not all(bool(tensor.isfinite().all()) for tensor in close):
+        raise ArithmeticError("values that are not finite")
     pairs = zip(exact, close, strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
 

@@ -22,18 +22,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.catalogue import card
 from actors.model import Step
-from bench.clip import drawn
 from bench.fakes import FIRST, faking
 from bench.load import Load, Requests, Served, Target, frames_of, quantile
-from bench.models import MATTE, Case, write_weights
+from bench.models import MATTE, linked_weights, origin
 from bench.networks import parse_size
 from bench.restage import machine
 from cluster.config import PinSettings
 from cluster.pins import describe, ensure_pins
 from cluster.session import connect
-from cluster.weights import WeightsStore, default_store
+from cluster.weights import WeightsStore
 
 Row = dict[str, Any]
 
@@ -112,7 +110,7 @@ def against_models(args: argparse.Namespace, store: WeightsStore) -> Iterator[Ro
         idle_p95, busy_p95 = (quantile([one.latency for one in served], 0.95) for served in (idle, busy))
         yield {
             "part": "real",
-            "models": f"{step.model} at {width}x{height}, {_origin(store, step.model)}",
+            "models": f"{step.model} at {width}x{height}, {origin(store, step.model)}",
             "requests": len(busy),
             "rate_per_s": rate,
             "batch_call_ms": 1000 * call,
@@ -173,23 +171,6 @@ def _kept(served: Sequence[Served], batch: Sequence[Served]) -> float:
     return worked / (ended - begun - sum(one.ran for one in served))
 
 
-def _origin(store: WeightsStore, model: str) -> str:
-    linked = all(store.find(name).path.is_symlink() for name in card(model).weights)
-    return "weights of the store" if linked else "random weights"
-
-
-def _stored(folder: Path, size: tuple[int, int]) -> WeightsStore:
-    """A store in `folder` with the user's checkpoints, and random ones in place of those that are missing: a network
-    takes as long with them."""
-    mine = default_store(os.environ)
-    names = [name for model in (UPSCALE, MATTE) for name in card(model).weights]
-    folder.mkdir()
-    for name in set(names) - set(mine.missing(names)):
-        found = mine.find(name).path.resolve()
-        (folder / found.name).symlink_to(found)
-    return write_weights(folder, Case("real", UPSCALE, size), next(drawn(size)))
-
-
 def table(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The rows as text."""
     lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
@@ -236,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         if args.real:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-bench-")))
-            store = _stored(folder / "weights", args.size)
+            store = linked_weights(folder / "weights", UPSCALE, args.size)
             # Pins that are built here look there.
             os.environ["TROUPE_WEIGHTS"] = str(store.folder)
         os.environ.pop("RAY_ADDRESS", None)

@@ -227,7 +227,7 @@ class HttpSettings(BaseModel):
     model_config = ConfigDict(frozen=True)  # the others are Serve's own
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
 
 
 class ServiceSettings(_Frozen):

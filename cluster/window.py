@@ -25,12 +25,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
 from cluster.callboard import Callboard
-from cluster.calls import Call, Priority
+from cluster.calls import Call
 from cluster.causes import cause_of
 from cluster.errors import ClusterError, DeferredError, LostStateError
 from cluster.executing import executing
 from cluster.metrics import CallerMetrics
 
+_BATCH = Call()
 _BACKOFF_SECONDS = (0.2, 1.0, 3.0)
 _DEFERRED_SECONDS = 0.2
 #: Losses that are nobody's fault, of one batch, for each repetition that it has when they are its own.
@@ -92,7 +93,7 @@ class Window:
         retries: how often a batch is repeated that was lost for unknown reasons.
         on_retry: told of every repetition, with the reason.
         strikes: counts what pins died of.
-        priority: the calls' class.
+        call: the calls' class and request.
         stop: asked again and again while an answer is waited for; what it raises ends the wait.
     """
 
@@ -106,7 +107,7 @@ class Window:
         retries: int,
         on_retry: Callable[[str], None],
         strikes: Strikes,
-        priority: Priority = "batch",
+        call: Call = _BATCH,
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._stages = stages
@@ -118,7 +119,7 @@ class Window:
         self._retries = retries
         self._on_retry = on_retry
         self._strikes = strikes
-        self._priority = priority
+        self._call = call
         self._stop = stop
         self._board = Callboard()
         self._metrics = {stage.pin: CallerMetrics(stage.pin) for stage in stages}
@@ -215,7 +216,7 @@ class Window:
             # Everybody whom a suspect had sent back gets a chance between two of its calls.
             time.sleep(2 * _DEFERRED_SECONDS)
         for stage, state in zip(self._stages, states, strict=True):
-            call = Call(self._priority, entry.key, alone)
+            call = Call(self._call.priority, entry.key, alone, self._call.request)
             value = stage.call(value, state if stage.stateful else None, call)
             entry.calls.append(call)
             entry.responses.append(value)
@@ -257,7 +258,7 @@ class Window:
         states = [state for state in self._board.states().values() if state["pin"] in pins]
         if {state["pin"] for state in states} != pins:
             return now - begun < self._timeout_s
-        if any(state["waiting"][self._priority] for state in states):
+        if any(state["waiting"][self._call.priority] for state in states):
             self._at_work = now
         return now - self._at_work < _IDLE_SECONDS
 

@@ -15,7 +15,7 @@ import ray
 from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
-from cluster.calls import Call, Priority
+from cluster.calls import Call
 from cluster.config import Config
 from cluster.errors import UsageError
 from jobs.plan import Segment
@@ -23,6 +23,7 @@ from jobs.strikes import RunStrikes
 
 #: A hung pin fails three health checks, is given time to end, and another one loads its models.
 _REPLACED_SECONDS = 60.0
+_BATCH = Call()
 
 # Serve takes half a second to import, in every process of a job: it is imported where a pin is called.
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Chain:
         config: says which pin hosts a model, and the window.
         on_retry: told of every repetition of lost calls, with the reason.
         strikes: counts what pins died of.
-        priority: the class of its calls.
+        call: the class and request of its calls.
         stop: asked again and again while a pin is waited for; what it raises ends the stream.
 
     Raises:
@@ -91,7 +92,7 @@ class Chain:
         config: Config,
         on_retry: Callable[[str], None],
         strikes: RunStrikes,
-        priority: Priority = "batch",
+        call: Call = _BATCH,
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         resident = [card(step.model).resident for step in steps]
@@ -109,7 +110,7 @@ class Chain:
         self._config = config
         self._on_retry = on_retry
         self._strikes = strikes
-        self._priority = priority
+        self._call = call
         self._stop = stop
         self._models: dict[int, Model] = {}
         self._retries = 0
@@ -207,7 +208,7 @@ class Chain:
             retries=self._config.troupe.batch.retries,
             on_retry=self._retried,
             strikes=self._strikes,
-            priority=self._priority,
+            call=self._call,
             stop=self._stop,
         )
 

@@ -18,7 +18,7 @@ from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.video.decode import Decoder
 from actors.video.encode import SegmentWriter
-from cluster.calls import Priority
+from cluster.calls import Call
 from cluster.config import BatchSettings, Config
 from cluster.errors import JobError, LostStateError, StoppedError, TroupeError
 from cluster.governor import disk_governor
@@ -34,6 +34,8 @@ from jobs.task import VideoTask
 
 #: Batches decoded ahead, and results waiting for the encoder. Two hide the jitter of either side.
 _QUEUE = 2
+
+_BATCH = Call()
 
 
 def _untold(*_: object) -> None:
@@ -51,7 +53,7 @@ def run_segments(
     on_count: Callable[[Count, int], None] = _untold,
     on_pause: Callable[[str | None], None] = _untold,
     stop: Callable[[], None] = _untold,
-    priority: Priority = "batch",
+    call: Call = _BATCH,
 ) -> int:
     """Does the segments of a run that are not done yet.
 
@@ -66,7 +68,7 @@ def run_segments(
         on_pause: told why no new frames are taken, again and again; None when it goes on.
         stop: asked between batches and while it waits for one; raises StoppedError to end the run, whose finished
             segments are kept.
-        priority: the class of its calls to pins.
+        call: the class and request of its calls to pins; batch's by default.
 
     Returns:
         Frames encoded now; those of segments that were done before are not counted.
@@ -89,7 +91,7 @@ def run_segments(
         whole = False
         try:
             with ExitStack() as stack:
-                chain = Chain(task.steps, config, on_note, strikes, priority, stop)
+                chain = Chain(task.steps, config, on_note, strikes, call, stop)
                 hold = Hold(disk_governor(config.troupe.governor, task.root.parent), on_pause)
                 source = _Source(task, plan, config.troupe.batch, hold, stack)
                 pieces = stack.enter_context(ahead(source.pieces(part), _QUEUE, "decode"))

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve import problems
@@ -16,9 +17,9 @@ from serve.routes import events, health, images, restaging, results, seed, tasks
 from serve.upkeep import upkeep
 
 _ABOUT = """\
-Videos and images for the resident models of [Troupe](https://github.com/): images are answered at once, videos become
-durable tasks. Every failure is an RFC 9457 problem whose `code` is a stable word. Send a token as
-`Authorization: Bearer …` (or `x-token: …`) where the server has a tokens file.
+Videos and images for the resident models of Troupe: images are answered at once, videos become durable tasks.
+Every failure is an RFC 9457 problem whose `code` is a stable word. Send a token as `Authorization: Bearer …` (or
+`x-token: …`) where the server has a tokens file.
 """
 _RETRY_SECONDS = 2.0
 
@@ -40,9 +41,15 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
             yield
             desk.ending.set()
 
-    # A path with a slash too many is nothing: a redirect would lead to whatever the request's Host names.
-    app = FastAPI(
-        title="Troupe", version=version("troupe"), description=_ABOUT, lifespan=lifespan, redirect_slashes=False
+    # Its pages come with their scripts: a server may be where no browser reaches others. A path with a slash too many is
+    # nothing: a redirect would lead to whatever the request's Host names.
+    app = FastAPIOffline(
+        title="Troupe",
+        version=version("troupe"),
+        description=_ABOUT,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     for module in (images, restaging, tasks, events, results, seed, health):
         app.include_router(module.router)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.calls import Call
 from cluster.config import Config
 from cluster.errors import ClusterError, UsageError, WeightsError
 from cluster.heap import give_back_freed
@@ -23,7 +24,7 @@ from jobs.backgrounds import Library, open_once
 from jobs.command import choose_encoder
 from jobs.inputs import Input
 from jobs.lane import run_segments
-from jobs.ledger import WorkFolder, output_lock
+from jobs.ledger import WorkFolder, output_lock, read_row
 from jobs.limits import limits_of
 from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
@@ -50,27 +51,35 @@ def restage(work: Work) -> Made:
     with _alone(work.folder.work):
         work.progress.begin("planning")
         task = _task_of(work, payload)
-        _check_pins(task, work.config)
-        plan = plan_video(task, beat=work.stop)
-        give_back_freed()
-        done = WorkFolder(task.folder).all_done(plan)
-        work.progress.planned(len(plan.scan), sum(segment.frames for segment in done.values()))
-        work.progress.begin("running")
-        for run in plan.runs:
-            run_segments(
-                task,
-                plan,
-                run,
-                work.config,
-                on_frames=work.progress.frames,
-                on_note=work.progress.note,
-                on_pause=work.progress.paused,
-                stop=work.stop,
-                priority="interactive",
-            )
-        work.progress.begin("assembling")
-        row = assemble(task, plan, beat=work.stop)
+        # Who did it may have ended before it could say so.
+        row = read_row(task.root, task.fingerprint)
+        if row is None or row["status"] != "done" or not task.output.is_file():
+            row = _done(work, task, payload)
     return Made(_result_of(row, payload), _cost_of(row))
+
+
+def _done(work: Work, task: VideoTask, payload: RestagePayload) -> dict[str, Any]:
+    """Plans, performs and assembles; the ledger's row."""
+    _check_pins(task, work.config)
+    plan = plan_video(task, beat=work.stop)
+    give_back_freed()
+    done = WorkFolder(task.folder).all_done(plan)
+    work.progress.planned(len(plan.scan), sum(segment.frames for segment in done.values()))
+    work.progress.begin("running")
+    for run in plan.runs:
+        run_segments(
+            task,
+            plan,
+            run,
+            work.config,
+            on_frames=work.progress.frames,
+            on_note=work.progress.note,
+            on_pause=work.progress.paused,
+            stop=work.stop,
+            call=Call("interactive", request=payload.request_id),
+        )
+    work.progress.begin("assembling")
+    return assemble(task, plan, beat=work.stop)
 
 
 def _task_of(work: Work, payload: RestagePayload) -> VideoTask:

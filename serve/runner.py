@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from serve.payload import INPUT, ON_DEMAND, RestagePayload
 from serve.places import data_root, database_url
 from serve.problems import problem_of
 from serve.progress import TaskProgress
+from serve.request_id import request_id
 from serve.restage import STAGES, restage
 from serve.store import Claim, Document, Store, StoreError, TaskState
 from serve.store.values import MAX_PRIORITY
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 #: What each kind does, and its stages.
 KINDS: dict[str, tuple[Callable[[Work], Made], tuple[str, ...]]] = {"restage": (restage, STAGES)}
+
+#: Tells the store how an attempt ended; false when somebody else has the task.
+Tell = Callable[[], Awaitable[object]]
 
 _POLL_SECONDS = 0.25
 _BEAT_SECONDS = 1.0
@@ -120,11 +125,13 @@ class Runner:
             await asyncio.sleep(_POLL_SECONDS)
             return
         task_id.set(claim.task.id)
+        request_id.set(str(claim.task.payload.get("request_id", "")))
         log.info("begins %s, attempt %d", claim.task.kind, claim.task.attempts)
         try:
             await _Attempt(self, store, client, claim).do()
         finally:
             task_id.set("")
+            request_id.set("")
             give_back_freed()
 
 
@@ -143,45 +150,46 @@ class _Attempt:
         """Works, and tells the store meanwhile that it does."""
         beating = asyncio.create_task(self._beat())
         try:
-            ended = await self._work()
+            tell = await self._work()
+            leftovers: tuple[Path, ...] = (self._folder.work, self._folder.input)
         except Exception as error:
-            ended = self._failed(error)
+            tell, leftovers = self._failed(error)
         finally:
             beating.cancel()
             with suppress(asyncio.CancelledError):
                 await beating
-        await self._persist(ended)
+        # Files go once it is on record that nobody needs them.
+        if await self._persist(tell):
+            await asyncio.to_thread(_remove, *leftovers)
 
-    async def _work(self) -> Callable[[], Any]:
+    async def _work(self) -> Tell:
         await self._fetch()
         work = Work(self._claim.task, self._folder, self._runner._config, self._progress, self._stop)
         made = await asyncio.to_thread(self._kind, work)
         cost = {**made.cost, "wall_s": round(time.monotonic() - self._begun, 3)}
         self._progress.begin("")
         log.info("is done in %.1f s", cost["wall_s"])
-        await asyncio.to_thread(_remove, self._folder.work, self._folder.input)
         return lambda: self._store.finish(
             self._claim, TaskState.DONE, result=made.result, cost=cost, progress=self._progress.document()
         )
 
-    def _failed(self, error: Exception) -> Callable[[], Any]:
-        """What the store is told of an attempt that raised."""
-        task = self._claim.task
+    def _failed(self, error: Exception) -> tuple[Tell, tuple[Path, ...]]:
+        """What the store is told of an attempt that raised, and which folders nobody needs then."""
+        task, store = self._claim.task, self._store
         if isinstance(error, StoppedError):
             if self._cancelled:
                 log.info("is cancelled")
-                self._runner._data.remove(self._claim.task.id)
-                return lambda: self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
+                everything = (self._folder.input.parent,)
+                return lambda: store.finish(self._claim, TaskState.CANCELLED, cost=self._cost()), everything
             log.info("is given back")
-            return lambda: self._store.release(self._claim)
+            return lambda: store.release(self._claim), ()
         problem = self._problem(error)
         if _may_pass(error):
             log.warning("attempt %d failed: %s", task.attempts, error, exc_info=not isinstance(error, TroupeError))
-            return lambda: self._store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts)
+            return lambda: store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts), ()
         log.info("failed: %s", error)
-        return lambda: self._store.finish(
-            self._claim, TaskState.FAILED, error=problem, cost=self._cost(), progress=self._progress.document()
-        )
+        told = {"error": problem, "cost": self._cost(), "progress": self._progress.document()}
+        return lambda: store.finish(self._claim, TaskState.FAILED, **told), ()
 
     def _problem(self, error: Exception) -> Document:
         """For the client, who knows the file by the name that it has there."""
@@ -231,18 +239,18 @@ class _Attempt:
                     self._lost = True
             await asyncio.sleep(_BEAT_SECONDS)
 
-    async def _persist(self, ended: Callable[[], Any]) -> None:
-        """Tells the store until it has heard; if it is gone for longer than a lease, the task is done again."""
+    async def _persist(self, tell: Tell) -> bool:
+        """Tells the store until it has heard, and says whether it took it; if it is gone for long, the task is done
+        again."""
         give_up = time.monotonic() + 10 * self._claim.lease_s
         while True:
             self._runner._alive = time.monotonic()
             try:
-                await ended()
-                return
+                return bool(await tell())
             except StoreError as error:
                 log.warning("cannot tell how it ended: %s", error)
                 if time.monotonic() > give_up or self._runner._ending.is_set():
-                    return
+                    return False
                 await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
 
@@ -261,7 +269,5 @@ def _make(folder: TaskFolder) -> None:
 
 
 def _remove(*folders: Path) -> None:
-    import shutil
-
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

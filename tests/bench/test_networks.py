@@ -140,3 +140,17 @@ def test_a_network_is_measured_at_its_own_size(capsys: pytest.CaptureFixture[str
     assert row["fps"] > 0
     assert row["peak_mib"] is None or row["peak_mib"] >= 0
     assert 0 < row["half_error"] < 0.1 or row["note"].startswith("fp16 failed")
+
+
+def test_an_overflow_in_halves_is_said_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(network: nn.Module) -> None:
+        for parameter in network.parameters():
+            nn.init.constant_(parameter, 10)
+
+    monkeypatch.setattr("bench.networks.fill", too_large)
+    arguments = ["--device", "cpu", "--networks", "ferplus", "--sizes", OWN, "--modes", "eager", "--half"]
+    main([*arguments, "--seconds", "0.02"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.endswith("fp16 failed: ArithmeticError: values that are not finite")

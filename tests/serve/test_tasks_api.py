@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -314,3 +315,10 @@ def test_every_operation_and_field_is_described(here: Service) -> None:
     for name, schema in document["components"]["schemas"].items():
         for field, said in schema.get("properties", {}).items():
             assert "description" in said or "$ref" in said, (name, field)
+
+
+def test_interactive_documents_need_no_other_server(here: Service) -> None:
+    page = here.client.get("/docs").text
+    assert "https://" not in page.replace("https://fastapi", "")
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert here.client.get(path).status_code == 200, path

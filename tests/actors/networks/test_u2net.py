@@ -71,7 +71,7 @@ def test_isnet_has_the_official_size_and_keys(shared: Path) -> None:
     assert u2net.detect(network.state_dict()) is None
 
 
-@pytest.mark.parametrize("entry", ["u2netp", "u2net_sky", "isnet"])
+@pytest.mark.parametrize("entry", EVERY)
 def test_every_parameter_matters(shared: Path, entry: str) -> None:
     network, x = build(shared, entry), goldens.arrays(shared, entry)["x"]
     assert goldens.dead_parameters(network, lambda: list(call(network, x).values())) == set()

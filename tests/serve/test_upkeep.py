@@ -1,0 +1,101 @@
+"""What goes on beside requests: results are kept for so long and so large, webhooks are told until they are heard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from standardwebhooks import Webhook
+
+from serve import upkeep
+from serve.folders import DataFolder
+from tests.serve.service import MADE, Service, service
+from tests.serve.web import WebServer, answer
+
+SECRET = "whsec_" + "dHJvdXBlLXRlc3RzLW5lZWQtYS1zZWNyZXQtb2YtMjQ="
+FORM = {"file": ("dance.mp4", b"not a video")}
+
+
+def submit(here: Service, **fields: str) -> str:
+    return str(here.client.post("/v1/tasks", files=FORM, data=fields).json()["id"])
+
+
+def retain(here: Service, *, days_later: float = 0) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=days_later)
+
+    with mock.patch.object(upkeep, "datetime", Later):
+        here.run(upkeep._retain, here.desk)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_results_go_with_their_tasks_after_so_many_days(tmp_path: Path) -> None:
+    with service(tmp_path, keep_days=2) as here:
+        submit(here)
+        done = here.finish()
+        waiting = submit(here)
+        retain(here, days_later=1)
+        assert here.folders() == sorted([done, waiting])
+        retain(here, days_later=3)
+        assert here.folders() == [waiting]
+        assert here.client.get(f"/v1/tasks/{done}").status_code == 404
+        assert here.client.get(f"/v1/tasks/{waiting}").status_code == 200
+
+
+def test_oldest_results_go_first_when_all_are_too_large(tmp_path: Path) -> None:
+    with service(tmp_path, keep_gib=2.5 * len(MADE) / 2**30) as here:
+        ids = []
+        for _ in range(3):
+            submit(here)
+            ids.append(here.finish())
+        retain(here)
+        assert here.folders() == sorted(ids[1:])
+        assert here.client.get(f"/v1/tasks/{ids[0]}").status_code == 404
+
+
+def test_folder_that_a_crash_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    with service(tmp_path) as here:
+        left = here.desk.data.create()
+        retain(here)
+        assert here.folders() == [left.id]
+        with mock.patch.object(
+            DataFolder.sweep, "__kwdefaults__", {"min_age_s": 0.0, "clock": lambda: time.time() + 1}
+        ):
+            retain(here)
+        assert here.folders() == []
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_end_of_a_task_is_told_once_signed_and_again_until_it_is_heard(tmp_path: Path, failures: int) -> None:
+    def respond(request: BaseHTTPRequestHandler) -> None:
+        answer(request, status=500 if len(server.seen) <= failures else 204)
+
+    options = {"allow_networks": ["127.0.0.2/32"], "webhook_secret_env": "SECRET"}
+    with WebServer(respond) as server, mock.patch("serve.webhooks.PAUSES", (0.1, 0.1, 0.1)):
+        options["allow_ports"] = [server.port]
+        with service(tmp_path, environ={"SECRET": SECRET}, **options) as here:
+            task_id = submit(here, webhook=server.url)
+            here.finish()
+            eventually(lambda: here.run(here.desk.store.deliveries_of, task_id)[0]["delivered"] is True)
+            assert len(server.seen) == failures + 1
+        assert len({seen.headers["webhook-id"] for seen in server.seen}) == 1
+        last = server.seen[-1]
+        told = Webhook(SECRET).verify(last.body, last.headers)
+        assert told == json.loads(last.body)
+        assert (told["type"], told["data"]["id"]) == ("task.done", task_id)
+        assert datetime.fromisoformat(told["timestamp"]).tzinfo == UTC
