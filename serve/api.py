@@ -43,9 +43,15 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
             yield
             desk.ending.set()
 
-    # Its pages come with their scripts: a server may be where no browser reaches others.
+    # Its pages come with their scripts: a server may be where no browser reaches others. A path with a slash too many is
+    # nothing: a redirect would lead to whatever the request's Host names.
     app = FastAPIOffline(
-        title="Troupe", version=version("troupe"), description=_ABOUT, lifespan=lifespan, redoc_url=None
+        title="Troupe",
+        version=version("troupe"),
+        description=_ABOUT,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     for module in (images, restaging, tasks, events, results, seed, health):
         app.include_router(module.router)

@@ -18,15 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from ray import serve as ray_serve
-from starlette.types import ASGIApp
 
 from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
 from cluster.processes import die_with_parent
 from serve.api import create_app
 from serve.auth import Auth, Tokens, refuse_open_host
+from serve.connections import server_of
 from serve.desk import opened_desk
 from serve.logs import log_as_json
 from serve.performers import Performers
@@ -34,12 +33,10 @@ from serve.performers import Performers
 log = logging.getLogger(__name__)
 
 #: Requests that are being answered when the replica is to end are given so long.
-_DRAIN_SECONDS = 10
-SHUTDOWN_SECONDS = _DRAIN_SECONDS + 10.0
+DRAIN_SECONDS = 10
+SHUTDOWN_SECONDS = DRAIN_SECONDS + 10.0
 _START_SECONDS = 60.0
 _BIND_SECONDS = 30.0
-_KEEP_ALIVE_SECONDS = 30
-_BACKLOG = 4096
 _READY_SECONDS = 1.0
 
 
@@ -69,7 +66,7 @@ class Ingress:
         )
         self._app = app
         self._socket = listening(self._config.http.host, self._config.http.port)
-        self._server = uvicorn.Server(server_settings(app))
+        self._server = server_of(app, drain_seconds=DRAIN_SECONDS)
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
         self._thread.start()
         self._await_started()
@@ -116,21 +113,6 @@ class Ingress:
             time.sleep(0.02)
 
 
-def server_settings(app: ASGIApp) -> uvicorn.Config:
-    """How uvicorn answers for the application."""
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-        ws="none",
-    )
-
-
 class Applications:
     """How Serve says that the pins are, asked at most once a second. Blocking: from threads."""
 
@@ -169,7 +151,7 @@ def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A bound socket, which may have another address where the port is 0. A predecessor that is ending may hold the address for a moment."""
+    """A bound socket; port 0 takes any. A predecessor that is ending may hold the address for a moment."""
     deadline = time.monotonic() + _BIND_SECONDS
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     while True:

@@ -25,6 +25,7 @@ from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, reso
 from serve.auth import Principal, check_queued
 from serve.desk import Desk
 from serve.folders import TaskFolder
+from serve.pace import Pace, Patience, TooSlowError
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.problems import Problem, busy
 from serve.request_id import request_id
@@ -35,6 +36,8 @@ from serve.uploads import Upload
 M = TypeVar("M", bound=BaseModel)
 
 _JSON_BYTES = 1 << 16
+_JSON_DEPTH = 32
+_JSON_PATIENCE = Patience(silence_seconds=20.0, bytes_per_second=256.0, total_seconds=60.0)
 _KEY_CHARACTERS = 255
 _NAME_CHARACTERS = 100
 _HOLD_SECONDS = 3700.0  # longer than an upload may take
@@ -103,11 +106,12 @@ async def accept(
     if key is not None and not 0 < len(key) <= _KEY_CHARACTERS:
         raise Problem(400, "idempotency_key", f"Idempotency-Key has more than {_KEY_CHARACTERS} characters or none")
     held = None if key is None else await desk.store.reserve(principal.name, key, hold_s=_HOLD_SECONDS)
-    folder = await asyncio.to_thread(desk.data.create)
+    folder: TaskFolder | None = None
     kept = False
     try:
+        folder = await asyncio.to_thread(desk.data.create)
         incoming = await _receive(desk, principal, request, folder)
-        fingerprint = incoming.fingerprint(request.url.path)
+        fingerprint = incoming.fingerprint(str(request.scope["path"]))
         if isinstance(held, Remembered):
             return Accepted(None, held.replay(fingerprint))
         new = make(incoming)
@@ -123,8 +127,9 @@ async def accept(
             await asyncio.shield(_give_up(desk, folder, held))
 
 
-async def _give_up(desk: Desk, folder: TaskFolder, held: Reservation | Remembered | None) -> None:
-    await asyncio.to_thread(desk.data.remove, folder.id)
+async def _give_up(desk: Desk, folder: TaskFolder | None, held: Reservation | Remembered | None) -> None:
+    if folder is not None:
+        await asyncio.to_thread(desk.data.remove, folder.id)
     if isinstance(held, Reservation):
         await desk.store.abandon(held)
 
@@ -150,23 +155,50 @@ async def _receive(desk: Desk, principal: Principal, request: Request, folder: T
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """A small JSON object.
+    """A small JSON object of values that can be repeated.
 
     Raises:
-        Problem: 400 or 413.
+        Problem: 400, 408, 413 or 422.
     """
-    body = bytearray()
-    async for piece in request.stream():
+    body, pace, stream = bytearray(), Pace(_JSON_PATIENCE), request.stream()
+    while True:
+        try:
+            piece = await pace.wait(anext(stream, b""), len)
+        except TooSlowError as error:
+            raise Problem(408, "too_slow", f"the client {error}", headers={"Connection": "close"}) from error
+        if not piece:
+            break
         body += piece
         if len(body) > _JSON_BYTES:
             raise Problem(413, "too_large", f"a JSON body has at most {_JSON_BYTES:,} bytes")
     try:
-        found = json.loads(body)
+        found = json.loads(body, parse_constant=_no_number)
+        _check_depth(found)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "bad_json", "the body is not JSON") from error
+        raise Problem(400, "bad_json", "the body is not JSON as RFC 8259 has it, or too deep") from error
     if not isinstance(found, dict):
         raise Problem(422, "invalid", "the body is not a JSON object")
     return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what is nested so deep that handling it may fail, wherever that is done."""
+    level = [value]
+    for _ in range(_JSON_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError("is nested too deep")
 
 
 def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:

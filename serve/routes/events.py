@@ -7,10 +7,11 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve.auth import Principal
 from serve.desk import Desk
@@ -60,36 +61,45 @@ async def events(
         stack.enter_context(desk.streams.taken(principal.name))
         place = stack.pop_all()
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    stream = _stream(desk, principal, task, last_event_id, request, place)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    stream = _stream(desk, principal, task, last_event_id, request)
+    return _Following(stream, place, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(
-    desk: Desk, principal: Principal, task: Task, last: int, request: Request, place: ExitStack
-) -> AsyncIterator[str]:
-    with place:
-        beat = time.monotonic()
-        yield "retry: 2000\n\n"
-        while not desk.ending.is_set():
-            try:
-                new = await desk.store.events_since(task.id, last)
-            except StoreError:
-                return  # the client comes again
-            for event in new:
-                yield _lines(event)
-                last, beat = event.number, time.monotonic()
-                if event.kind == "state" and event.data["state"] in ("done", "failed", "cancelled"):
-                    return
-            if not new:
-                seen = await desk.store.get(task.id, principal.name)
-                if seen is None or (seen.state.ended and last >= seen.last_event):
-                    return
-                if time.monotonic() - beat > _HEARTBEAT_SECONDS:
-                    yield ": still there\n\n"
-                    beat = time.monotonic()
-                await asyncio.sleep(_LOOK_SECONDS)
-            if await request.is_disconnected():
+class _Following(StreamingResponse):
+    """Gives its place back whatever happens: a client that is gone already is sent nothing, not even the first line."""
+
+    def __init__(self, stream: AsyncIterator[str], place: ExitStack, **options: Any) -> None:
+        super().__init__(stream, **options)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
+async def _stream(desk: Desk, principal: Principal, task: Task, last: int, request: Request) -> AsyncIterator[str]:
+    beat = time.monotonic()
+    yield "retry: 2000\n\n"
+    while not desk.ending.is_set():
+        try:
+            new = await desk.store.events_since(task.id, last)
+        except StoreError:
+            return  # the client comes again
+        for event in new:
+            yield _lines(event)
+            last, beat = event.number, time.monotonic()
+            if event.kind == "state" and event.data["state"] in ("done", "failed", "cancelled"):
                 return
+        if not new:
+            seen = await desk.store.get(task.id, principal.name)
+            if seen is None or (seen.state.ended and last >= seen.last_event):
+                return
+            if time.monotonic() - beat > _HEARTBEAT_SECONDS:
+                yield ": still there\n\n"
+                beat = time.monotonic()
+            await asyncio.sleep(_LOOK_SECONDS)
+        if await request.is_disconnected():
+            return
 
 
 def _lines(event: Event) -> str:

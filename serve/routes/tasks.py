@@ -16,6 +16,7 @@ from serve.problems import Problem, responses
 from serve.routes.access import Asks, TheDesk
 from serve.schemas import NewTaskBody, NewTaskFields, TaskForm, TaskList, TaskView
 from serve.store import Document, NewTask, Quota, Task, TaskState
+from serve.store.values import is_id
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -56,7 +57,8 @@ async def found(desk: Desk, principal: Principal, task_id: str) -> Task:
     Raises:
         Problem: 404, there is none, or it is somebody else's.
     """
-    task = await desk.store.get(task_id, principal.name)
+    # What is no id does not come to the databases, of which some take no NUL.
+    task = await desk.store.get(task_id, principal.name) if is_id(task_id) else None
     if task is None:
         raise missing()
     return task
@@ -120,7 +122,7 @@ async def tasks(
     desk: TheDesk,
     principal: Asks,
     state: Annotated[TaskState | None, Query(description="Only tasks in this state.")] = None,
-    kind: Annotated[str | None, Query(description="Only tasks of this kind.", max_length=32)] = None,
+    kind: Annotated[str | None, Query(description="Only tasks of this kind.", pattern="^[a-z][a-z0-9-]{0,31}$")] = None,
     cursor: Annotated[str | None, Query(description="`next` of the page before.", max_length=256)] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Most tasks on a page.")] = 50,
 ) -> TaskList:

@@ -19,7 +19,19 @@ from serve.store.database import Database
 from serve.store.errors import CursorError, QuotaError, TaskStateError
 from serve.store.keys import fulfil
 from serve.store.schema import DeliveryRow, EventRow, OwnerRow, TaskRow, from_microseconds, to_microseconds
-from serve.store.values import DAY_SECONDS, Document, Event, NewTask, Page, Quota, Reservation, Task, TaskState, Usage
+from serve.store.values import (
+    DAY_SECONDS,
+    Document,
+    Event,
+    NewTask,
+    Page,
+    Quota,
+    Reservation,
+    Task,
+    TaskState,
+    Usage,
+    is_id,
+)
 
 MAX_PAGE = 500
 S = TypeVar("S", bound=Select[*tuple[Any, ...]])
@@ -325,7 +337,7 @@ def _position(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
         match json.loads(text):
-            case [int(created), str(task_id)] if created is not True and 0 < created < 2**53:
+            case [int(created), str(task_id)] if created is not True and 0 < created < 2**53 and is_id(task_id):
                 return from_microseconds(created), task_id
     except (ValueError, binascii.Error, OverflowError, RecursionError):
         pass

@@ -12,14 +12,13 @@ import hashlib
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from cluster.config import Config
 from serve.api import create_app
 from serve.auth import Auth
+from serve.connections import server_of
 from serve.desk import opened_desk
 from serve.folders import DataFolder
-from serve.ingress import listening, server_settings
+from serve.ingress import DRAIN_SECONDS, listening
 from serve.payload import RESULT
 from serve.places import data_root, database_url
 from serve.store import Store, TaskState
@@ -44,7 +43,7 @@ def serve(config: Config) -> None:
     socket = listening("127.0.0.1", 0)
     socket.listen()  # who comes before it answers waits
     print(socket.getsockname()[1], flush=True)
-    uvicorn.Server(server_settings(app)).run(sockets=[socket])
+    server_of(app, drain_seconds=DRAIN_SECONDS).run(sockets=[socket])
 
 
 async def work(config: Config) -> None:

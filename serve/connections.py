@@ -1,0 +1,161 @@
+"""Connections of clients: uvicorn's HTTP/1.1, with bounds on what it takes before anybody has looked at a request.
+
+uvicorn with httptools keeps a header, a trailer or a target of any length, waits for the rest of a request's head for
+ever, queues however many requests are sent ahead, and reads the rest of a body whose request was answered for as long
+as there is one (uvicorn 0.54). None of that needs a token, so it is bounded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+#: Bytes of a request's head: its target and its headers; also of a chunk's extension, and of trailers.
+MAX_HEAD_BYTES = 1 << 16
+_MAX_HEADERS = 128
+#: Requests sent ahead on one connection.
+_MAX_AHEAD = 16
+#: From the connection, or from the first byte of a further request, to the end of the head.
+_HEAD_SECONDS = 20.0
+#: A body that is not wanted any more is read for so long, so that its sender gets to see the answer.
+_LINGER_SECONDS = 5.0
+_KEEP_ALIVE_SECONDS = 30
+_BACKLOG = 4096
+
+
+class Connection(HttpToolsProtocol):
+    """One connection.
+
+    Attributes:
+        head_seconds, linger_seconds: see above; for tests.
+    """
+
+    head_seconds = _HEAD_SECONDS
+    linger_seconds = _LINGER_SECONDS
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head, self._in_body = True, False
+        self._unheard = 0
+        self._refused = ""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._head_timer)
+        _cancel(self._linger_timer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unheard += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._unheard > MAX_HEAD_BYTES:
+            self._refuse("431 Request Header Fields Too Large")
+            self.send_400_response("")
+        elif self._in_head and self._head_timer is None:
+            self._begin_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is not HTTP or over a bound, then the end of the connection."""
+        status = self._refused or "400 Bad Request"
+        text = msg if status.startswith("400") and msg else f"{status[4:]}."
+        head = f"HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode("ascii"))
+        self.transport.close()
+
+    # --- the parser's reports
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._in_body = True, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: nothing here is said in one
+        if len(self.headers) >= _MAX_HEADERS:
+            self._refuse("431 Request Header Fields Too Large")
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            raise ValueError("not one Host")
+        super().on_headers_complete()
+        self._in_head, self._in_body, self._unheard = False, True, 0
+        _cancel(self._head_timer)
+        self._head_timer = None
+        if len(self.pipeline) > _MAX_AHEAD:
+            self._refuse("429 Too Many Requests")
+            raise ValueError("too many requests ahead")
+
+    def on_body(self, body: bytes) -> None:
+        self._unheard = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._in_body, self._unheard = True, False, 0
+        _cancel(self._linger_timer)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and not self.pipeline and not self.transport.is_closing():
+            self._linger_timer = self.loop.call_later(self.linger_seconds, self.transport.close)
+
+    # --- bounds
+
+    def _refuse(self, status: str) -> None:
+        self._refused = status
+
+    def _begin_waiting(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_seconds, self._on_head_late)
+
+    def _on_head_late(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._begin_waiting()  # a request is being answered, and that may take its time
+        else:
+            self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+def server_of(app: Any, *, drain_seconds: int) -> uvicorn.Server:
+    """A server for `app`, to be given its socket.
+
+    Args:
+        app: an ASGI application.
+        drain_seconds: how long requests that are being answered are given at the end.
+    """
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=drain_seconds,
+        )
+    )
