@@ -13,6 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from cluster.session import Session
 
+# For this process and all that tests start, read when torch is imported. More threads gain nothing on small networks,
+# spin where the cores are taken, and make some CPUs add in another order.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SoakCount = Callable[[int, int], int]
 _SOAK = "soak count"
 
@@ -75,17 +79,6 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for card in TEST_CARDS:
         monkeypatch.setitem(CARDS, card.name, card)
-
-
-@pytest.fixture
-def one_torch_thread() -> Iterator[None]:
-    """One thread for torch, as the pins of tests have: some CPUs add in another order with more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from actors.catalogue import CARDS
@@ -46,12 +45,9 @@ def rvm(tiny_weights: Path) -> Iterator[Model]:
     """RVM, and the same inside the lane."""
     card = CARDS["rvm-mobilenetv3"]
     model = card.load(Setup((tiny_weights / "rvm_mobilenetv3.pth",)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more are slower on frames as small as these
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CARDS, card.name, replace(card, resident=False, load=lambda _: model))
         yield model
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

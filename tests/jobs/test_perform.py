@@ -35,7 +35,6 @@ def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
         monkeypatch.setitem(CARDS, model, replace(card, resident=False, load=lambda _, m=loaded: m))
 
 
-@pytest.mark.usefixtures("one_torch_thread")
 def test_second_job_uses_the_loaded_models_and_both_equal_one_process(
     performed: Performing, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,23 +84,12 @@ def test_other_backbones_are_another_family() -> None:
     assert birefnet.detect({"bb.patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}) is None
 
 
-def test_every_parameter_but_those_of_training_matters(shared: Path) -> None:
+def test_every_tensor_of_the_state_dict_but_those_of_training_matters(shared: Path) -> None:
     network = tiny(shared)
     x = goldens.arrays(shared, "birefnet_t")["x"]
     training = {name for name, _ in network.named_parameters() if name.startswith(TRAINING)}
     assert len(training) == 12
-    assert goldens.dead_parameters(network, lambda: [network(x)]) == training
-
-
-@torch.no_grad()
-def test_batch_norm_statistics_matter(shared: Path) -> None:
-    network, x = tiny(shared), noise(1, 3, 64, 64)
-    state, before = network.state_dict(), network(x)
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::31]:
-        kept = state[name].clone()
-        state[name].mul_(1.5)
-        assert not torch.equal(network(x), before), name
-        state[name].copy_(kept)
+    assert goldens.dead(network, lambda: [network(x)]) == training
 
 
 @torch.no_grad()

@@ -57,13 +57,9 @@ def network(shared: Path, tracker: Tracker) -> Any:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, which only spin where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 def labels_at(time: int, size: tuple[int, int]) -> Tensor:
