@@ -72,13 +72,12 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models() -> Iterator[None]:
     """The models of `tests.models` in this process's catalogue, for one test."""
-    from actors.catalogue import CARDS
-    from tests.models import TEST_CARDS
+    from tests.models import with_test_models
 
-    for card in TEST_CARDS:
-        monkeypatch.setitem(CARDS, card.name, card)
+    with with_test_models():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +121,13 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             address="local",
             num_cpus=2,
             num_gpus=0,
-            object_store_memory=256 * 2**20,
+            object_store_memory=640 * 2**20,
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
             runtime_env={"worker_process_setup_hook": install},
-            _system_config=FREE_OBJECTS,
+            # Idle workers are kept for the jobs of later tests: one that starts costs a second of a core.
+            _system_config=FREE_OBJECTS | {"num_workers_soft_limit": 8},
         )
         found = ray.cluster_resources()
         yield Session(
@@ -138,6 +138,16 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             submitted=False,
         )
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pins(local_ray: Session) -> None:  # noqa: ARG001 - it must be up
+    """The pins of `tests.pins`, up."""
+    from actors.pin import build
+    from cluster.pins import ensure_pins
+    from tests.pins import FIRST, SECOND
+
+    ensure_pins((FIRST, SECOND), build)
 
 
 @pytest.fixture(scope="session")

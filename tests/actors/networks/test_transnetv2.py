@@ -91,7 +91,7 @@ def test_every_tensor_of_the_state_dict_matters(network: TransNetV2) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("length", [1, 20, 105])
+@pytest.mark.parametrize("length", [1, 20, 33])
 def test_a_batch_gives_what_its_stretches_give_at_any_length(network: TransNetV2, length: int) -> None:
     a, b = film(length), film(length).flip(0)
     for together, alone_a, alone_b in zip(
@@ -105,7 +105,7 @@ def test_a_film_in_pieces_scores_bit_for_bit_as_in_one(network: TransNetV2) -> N
     frames = film(80)
     whole = as_the_authors_do(network, frames)
     assert whole.one_hot.shape == whole.many_hot.shape == (80,)
-    for size in (1, 7, 50, 333):
+    for size in (7, 50):  # and many others of a network that costs nothing, below
         scores = in_pieces(network, frames, size)
         assert torch.equal(scores.one_hot, whole.one_hot), size
         assert torch.equal(scores.many_hot, whole.many_hot), size
