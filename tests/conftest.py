@@ -101,7 +101,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray(tiny_weights: Path) -> Iterator[Session]:
-    """One local Ray for all tests of a session: two CPUs, a small object store, tiny weights, the test models.
+    """One local Ray for all tests of a session: two CPUs, a store for default windows, tiny weights, the test models.
 
     Serve and the pins that tests deploy stay up until its end; pins of tests have names of their own.
     """
@@ -126,8 +126,7 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             logging_level="ERROR",
             log_to_driver=False,
             runtime_env={"worker_process_setup_hook": install},
-            # Idle workers are kept for the jobs of later tests: one that starts costs a second of a core.
-            _system_config=FREE_OBJECTS | {"num_workers_soft_limit": 8},
+            _system_config=FREE_OBJECTS,
         )
         found = ray.cluster_resources()
         yield Session(

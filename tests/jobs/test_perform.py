@@ -14,7 +14,6 @@ from actors.pin import build
 from cluster.errors import ClusterError
 from cluster.pins import describe, ensure_pins
 from cluster.weights import WeightsStore
-from jobs import perform as performing
 from jobs.batch import Batch
 from jobs.plan import plan_video
 from jobs.progress import Reporter
@@ -84,7 +83,7 @@ def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
         performed([task], config)
     with pytest.raises(ClusterError, match=refused.format(f"weights {UPSCALE}")):
         performed([replace(task, weights={UPSCALE: "0" * 64})])
-    monkeypatch.setattr(performing, "code_hash", lambda *_: "another")
+    monkeypatch.setattr("jobs.pins.code_hash", lambda *_: "another")
     with pytest.raises(ClusterError, match=refused.format("code .* against another here")):
         performed([task])
     allowed = performed([task], allow_skew=True)
