@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.calls import Call
 from cluster.config import Config
-from cluster.errors import ClusterError, UsageError, WeightsError
+from cluster.errors import ClusterError, UsageError
 from cluster.heap import give_back_freed
 from cluster.weights import default_store
 from jobs.assemble import assemble
@@ -31,6 +31,7 @@ from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
 from jobs.task import VideoTask
+from serve.intake import require_weights
 from serve.payload import INPUT, RESULT, RestagePayload
 from serve.work import Made, Work
 
@@ -103,12 +104,7 @@ def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
     ingest.check_background()
     item = Input(work.folder.input / INPUT, work.folder.result / RESULT)
     look = ingest.look(item)
-    if missing := ingest.missing_weights([look.matte]):
-        raise WeightsError(
-            "weights",
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on the server",
-            remedy=f"its operator runs `troupe weights fetch {' '.join(missing)}`; choose other models, or retry then",
-        )
+    require_weights(ingest.missing_weights([look.matte]))
     return ingest.task(item, look)
 
 

@@ -173,7 +173,7 @@ class _Attempt:
     def _failed(self, error: Exception) -> Callable[[], Any]:
         """What the store is told of an attempt that raised."""
         task = self._claim.task
-        if isinstance(error, StoppedError):
+        if isinstance(error, StoppedError) or self._cancelled:
             if self._cancelled:
                 log.info("is cancelled")
                 self._runner._data.remove(self._claim.task.id)

@@ -12,7 +12,7 @@ from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
 from serve.folders import Ended
 from serve.store import Delivery, StoreError, TaskState
-from serve.webhooks import Outcome, Webhooks, message
+from serve.webhooks import Outcome, Webhooks, message, told
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ async def _send_due(desk: Desk, webhooks: Webhooks) -> None:
 
 
 async def _send(desk: Desk, webhooks: Webhooks, delivery: Delivery) -> None:
-    body = message(f"task.{delivery.message['state']}", delivery.created, delivery.message)
+    body = message(f"task.{delivery.message['state']}", delivery.created, told(delivery.message))
     attempt = await webhooks.send(delivery.url, delivery.id, body, delivery.attempts - 1)
     delivered = attempt.outcome is Outcome.DELIVERED
     log.log(

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from cli.main import app
+from tests.images import encoded
 from tests.jobs.command import Command, wait_until
 from tests.serve.running import MADE, Running, running_service
 
@@ -62,7 +64,7 @@ def test_submitted_video_has_the_choices_of_the_command(here: Running) -> None:
 
 
 def test_local_background_and_the_mask_beside_the_clip_go_along(here: Running) -> None:
-    Path("beach.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
+    Path("beach.png").write_bytes(encoded(np.zeros((32, 32, 3), np.uint8), ".png"))
     Path("dance.mask.mkv").write_bytes(b"mask")
     assert submit(here, "dance.mkv", "--background", "beach.png", "--matte", "given").exit_code == 0
     inputs = here.desk.data.of(here.claim().task.id).input

@@ -127,7 +127,8 @@ def running_service(folder: Path, *, tokens: Tokens | None = None, port: int = 0
         port: 0 for any.
         options: of `ServiceSettings`.
     """
-    mine = ServiceSettings(data=str(folder / "data"), library=str(folder / "library"), **options)
+    chosen = {"preset": "draft", **options}  # which needs no weights
+    mine = ServiceSettings(data=str(folder / "data"), library=str(folder / "library"), **chosen)
     config = Config(troupe=TroupeSettings(service=mine))
     app = create_app(
         lambda: opened_desk(config, Auth(tokens), Nobody(), lambda: {"pin restage": "ok"}, {}), max_requests=100
