@@ -41,8 +41,8 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
             yield
             desk.ending.set()
 
-    # Its pages come with their scripts: a server may be where no browser reaches others. A path with a slash too many is
-    # nothing: a redirect would lead to whatever the request's Host names.
+    # Its pages come with their scripts: a server may be where no browser reaches others. A path with a slash too many
+    # is nothing: a redirect would lead to whatever the request's Host names.
     app = FastAPIOffline(
         title="Troupe",
         version=version("troupe"),
