@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import ClusterError, MediaError, RoomError, TroupeError, UsageError, WeightsError
@@ -230,7 +231,14 @@ async def _on_http(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not allowed here",
     }.get(status, without_paths(str(error.detail)))
     code = _CODES.get(status, f"http_{status}")
-    return respond(Problem(status, code, detail, headers=error.headers), _id(request.scope))
+    headers = {**(error.headers or {}), **({"Allow": _allowed(request)} if status == 405 else {})}
+    return respond(Problem(status, code, detail, headers=headers), _id(request.scope))
+
+
+def _allowed(request: Request) -> str:
+    """All methods of a path (RFC 9110, 10.2.1): the framework names those of the first route that it finds."""
+    fitting = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in fitting for method in getattr(route, "methods", None) or ()}))
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -24,6 +24,16 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 _LOOK_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 10.0
+#: One event, by the names of its lines.
+_EVENT = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "Its number."},
+        "event": {"enum": ["state", "progress"], "description": "What is told."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "As in the task."},
+    },
+}
 
 
 @router.get(
@@ -35,7 +45,7 @@ _HEARTBEAT_SECONDS = 10.0
             "description": "Events `state` and `progress`, each with an id; the stream ends with the task.",
             "content": {
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": _EVENT,
                     "example": 'id: 3\nevent: progress\ndata: {"stage": "running", "frames": 72, "total": 288}\n\n',
                 }
             },

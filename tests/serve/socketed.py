@@ -11,19 +11,27 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+from aiohttp.abc import AbstractResolver
 
 from serve.api import create_app
 from serve.auth import Auth, Principal, Tokens
 from serve.connections import server_of
 from serve.desk import Desk, opened_desk
+from serve.fetch import GuardedClient
+from serve.runner import _Attempt
+from serve.store import Task
 from tests.serve.service import StandIn, settings
 
 T = TypeVar("T")
 
 _START_SECONDS = 30.0
+#: No answer has these in it: what stack traces and paths of this machine are made of.
+_SECRETS = ("Traceback", "site-packages", '.py"', "/usr/", str(Path(__file__).parents[2]), str(Path.home()))
 
 
 @dataclass
@@ -58,7 +66,7 @@ class Live:
 
     def run(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **named: Any) -> T:
         """Does it on the service's own event loop."""
-        return asyncio.run_coroutine_threadsafe(work(*arguments, **named), self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work(*arguments, **named), self.loop).result(150)
 
     def ask(
         self,
@@ -95,6 +103,23 @@ class Live:
     def folders(self) -> list[str]:
         return self.desk.data.ids()
 
+    def work(self) -> Task:
+        """Does the next task as a runner would, with all that belongs to it; how it is then."""
+
+        async def do() -> Task:
+            claim = await self.desk.store.claim("test", 30.0)
+            assert claim is not None, "nothing is queued"
+            runner = SimpleNamespace(
+                _data=self.desk.data, _config=self.desk.config, _service=self.desk.service, _ending=threading.Event()
+            )
+            attempt = _Attempt(cast(Any, runner), self.desk.store, self.desk.client, claim)
+            await asyncio.wait_for(attempt.do(), 120)
+            found = await self.desk.store.get(claim.task.id, None)
+            assert found is not None
+            return found
+
+        return self.run(do)
+
 
 def received(connection: socket.socket) -> bytes:
     """Everything until its end, or until it is silent."""
@@ -122,15 +147,17 @@ def live(
     known: Tokens | None = None,
     environ: Mapping[str, str] | None = None,
     change: Callable[[Desk], Desk] = lambda desk: desk,
+    resolver: AbstractResolver | None = None,
     **options: Any,
 ) -> Iterator[Live]:
-    """The service, listening.
+    """The service, listening. When it ends, no answer that `ask` got may have told anything of this machine.
 
     Args:
         folder: of its files.
         known: who may ask.
         environ: of the service.
         change: other tools for the desk.
+        resolver: what looks names up for it.
         options: of `troupe.service`.
     """
     config, performers = settings(folder, **options), StandIn()
@@ -138,7 +165,9 @@ def live(
     @asynccontextmanager
     async def opened() -> Any:
         async with opened_desk(config, Auth(known), performers, lambda: {"pin restage": "ok"}, environ or {}) as desk:
-            yield change(desk)
+            service = desk.service
+            async with GuardedClient(service.allow_networks, service.allow_ports, resolver=resolver) as client:
+                yield change(replace(desk, client=client))
 
     app = create_app(opened, max_requests=config.troupe.service.max_requests)
     server = server_of(app, drain_seconds=2)
@@ -164,3 +193,7 @@ def live(
         thread.join(30)
         listening.close()
         assert not thread.is_alive(), "the service did not end"
+    for reply in running.replies:
+        text = reply.text + str(reply.headers)
+        assert not [word for word in (str(folder), *_SECRETS) if word in text], text
+        assert reply.status < 500 or reply.status == 503, text
