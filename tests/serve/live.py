@@ -10,6 +10,7 @@ Its chain is light (lanczos, chroma key, a colour), so it needs no weights, and 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -28,8 +29,19 @@ import httpx2
 import yaml
 
 from bench.processes import Process, tree
+from cluster.config import load_config
 from cluster.processes import started_at
+from cluster.weights import WeightsStore
+from jobs.assemble import assemble
+from jobs.backgrounds import Library
+from jobs.command import choose_encoder
+from jobs.inputs import Input
+from jobs.plan import plan_video
+from jobs.restage.ingest import Ingest
+from jobs.restage.settings import resolve
 from tests.jobs.command import ROOT, wait_until
+from tests.jobs.inprocess import do_segments
+from tests.media import Look, write_green_screen
 
 TROUPE = ("-c", "from cli.main import app; app()")
 RUNNER, EXPRESS, INGRESS, CONTROLLER, RAYLET, GCS = (
@@ -75,6 +87,11 @@ class Live:
             **environ,
         }
 
+    @property
+    def path(self) -> Path:
+        """Its configuration file."""
+        return self.folder / "ray-config.yaml"
+
     def up(self) -> str:
         """`troupe up`; what it said."""
         return self.run("up", "--config", str(self._config()), "--num-cpus", "2")
@@ -100,6 +117,63 @@ class Live:
     def client(self, **options: Any) -> httpx2.Client:
         """Of its API."""
         return httpx2.Client(base_url=self.base, timeout=options.pop("timeout", 60), **options)
+
+    def submit(self, client: httpx2.Client, clip: Path, **fields: str) -> str:
+        """Uploads a clip; the id of its task."""
+        with clip.open("rb") as file:
+            answer = client.post("/v1/tasks", files={"file": (clip.name, file)}, data=fields)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def finished(self, client: httpx2.Client, task_id: str) -> dict[str, Any]:
+        """The task once it has ended."""
+
+        def ended() -> dict[str, Any] | None:
+            time.sleep(0.1)
+            with suppress(httpx2.TransportError):
+                found: dict[str, Any] = client.get(f"/v1/tasks/{task_id}").json()
+                return found if found["state"] in ("done", "failed", "cancelled") else None
+            return None
+
+        found: dict[str, Any] = wait_until(ended, f"the end of {task_id}")
+        return found
+
+    def segments(self, task_id: str) -> dict[int, tuple[int, int]]:
+        """Finished segments of a task that runs: inode and time of change of each, by index."""
+        found = {}
+        for journal in (self.data / "tasks" / task_id / "work").glob("*/run-*.jsonl"):
+            with suppress(FileNotFoundError):
+                indices = [json.loads(line)["index"] for line in journal.read_bytes().splitlines()]
+                assert len(indices) == len(set(indices)), f"a segment was done twice: {indices}"
+                for index in indices:
+                    status = (journal.parent / f"{index:05d}.mp4").stat()
+                    found[index] = (status.st_ino, status.st_mtime_ns)
+        return found
+
+    def worker(self, task_id: str) -> int | None:
+        """Pid of the runner that is at work on a task: it holds the lock of its folder."""
+        with suppress(FileNotFoundError):
+            inode = (self.data / "tasks" / task_id / "work" / "lock").stat().st_ino
+            for line in Path("/proc/locks").read_text().splitlines():
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+                    return int(fields[4])
+        return None
+
+    def expected(self, clip: Path, folder: Path) -> bytes:
+        """What a lane in this process makes of a clip with the same settings."""
+        config = load_config(self._config())
+        settings = resolve(config, self.service["preset"])
+        encoder = choose_encoder(config.troupe.encode, settings.crf, settings.x264, lambda _: None)
+        root = folder / ".troupe"
+        store, library = WeightsStore(folder / "weights"), Library(folder / "library", lambda path: path)  # type: ignore[arg-type, return-value]
+        ingest = Ingest(settings, config, root, store, library, encoder, False, False)
+        item = Input(clip, folder / f"{clip.name}.mp4")
+        task = ingest.task(item, ingest.look(item))
+        plan = plan_video(task)
+        do_segments(task, plan, config)
+        assemble(task, plan)
+        return task.output.read_bytes()
 
     def processes(self, name: str = "") -> list[Process]:
         """Its living processes whose names begin so: all have its folder for their working directory."""
@@ -153,9 +227,8 @@ class Live:
             "troupe": troupe,
             "applications": [{**application, "args": {"http": http, "troupe": troupe, "pins": []}}],
         }
-        path = self.folder / "ray-config.yaml"
-        path.write_text(yaml.safe_dump(document))
-        return path
+        self.path.write_text(yaml.safe_dump(document))
+        return self.path
 
 
 @contextmanager
@@ -170,6 +243,12 @@ def living(service: Mapping[str, Any] | None = None, **environ: str) -> Iterator
         if kept := os.environ.get("TROUPE_TEST_KEEP"):
             shutil.copytree(folder, kept, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("sockets"))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_dancer(path: Path, seconds: int = 2, first: int = 0) -> Path:
+    """A small clip of a figure before green, with sound: two segments a second. `first` makes it another one."""
+    write_green_screen(path, frames=12 * seconds, width=64, height=64, rate=12, look=Look(bars=False), first=first)
+    return path
 
 
 def _free_port() -> int:
