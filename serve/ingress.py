@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
@@ -24,7 +23,7 @@ from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
 from cluster.processes import die_with_parent
 from serve.api import create_app
-from serve.auth import Auth, Tokens, refuse_open_host
+from serve.auth import Auth, tokens_of
 from serve.connections import server_of
 from serve.desk import opened_desk
 from serve.logs import log_as_json
@@ -136,18 +135,6 @@ class Applications:
                 }
                 self._asked = time.monotonic()
             return dict(self._states)
-
-
-def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
-    """The tokens that may ask; None where everybody on this machine may.
-
-    Raises:
-        UsageError: the file is broken, or there is none and the address is open to others.
-    """
-    path = config.troupe.service.tokens
-    tokens = Tokens.load(Path(path), environ) if path else None
-    refuse_open_host(config.http.host, tokens)
-    return tokens
 
 
 def listening(host: str, port: int) -> socket.socket:
