@@ -39,7 +39,7 @@ def up(
     with exit_codes():
         found = load_config(config)
         if found.service is not None:
-            from serve.auth import tokens_of  # takes a while to import
+            from serve.edge.auth import tokens_of  # takes a while to import
 
             tokens_of(resolved(found), os.environ)  # before Ray takes ten seconds to start
         joined = join_standing(os.environ) or joins(os.environ)

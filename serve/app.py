@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from cluster.config import Config
 from cluster.files import sha256_of
 from cluster.identity import code_hash
-from serve.auth import tokens_of
+from serve.edge.auth import tokens_of
 from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
 from serve.ingress import Ingress
 from serve.places import data_root, resolved, service_args

@@ -1,8 +1,9 @@
 """The ingress: a Serve deployment whose replica answers HTTP itself, with uvicorn.
 
 Serve's proxy reads a body ahead of whoever handles it, into memory and without bound (an 800 MB upload to a slow disk
-took 1.4 GB). uvicorn stops reading a connection while its request is not read, so an upload costs what `serve.uploads`
-says. Serve still starts, supervises and replaces this process, and shows it; only its proxy is left out.
+took 1.4 GB). uvicorn stops reading a connection while its request is not read, so an upload costs what
+`serve.transfer.uploads` says. Serve still starts, supervises and replaces this process, and shows it; only its proxy is
+left out.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
 from cluster.processes import die_with_parent
 from serve.api import create_app
-from serve.auth import Auth, tokens_of
-from serve.connections import server_of
 from serve.desk import opened_desk
+from serve.edge.auth import Auth, tokens_of
+from serve.edge.connections import server_of
 from serve.logs import log_as_json
 from serve.performers import Performers
 

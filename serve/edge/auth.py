@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from cluster.config import Config
 from cluster.errors import UsageError
-from serve.problems import Problem, busy
+from serve.edge.problems import Problem, busy
 
 _SHORTEST_TOKEN = 16
 _STRANGERS_PER_MINUTE = 60.0
