@@ -1,6 +1,7 @@
 """A uvicorn server of its own process that receives uploads on a slow disk; prints its port, then serves.
 
-Run as `python -m tests.serve.transfer.upload_app FOLDER BYTES_PER_SECOND MAX_BYTES`; `GET /` gives its peak memory in KiB.
+Run as `python -m tests.serve.transfer.upload_app FOLDER BYTES_PER_SECOND MAX_BYTES`; `GET /` gives its peak memory in
+KiB.
 """
 
 from __future__ import annotations
