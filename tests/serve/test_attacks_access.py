@@ -165,10 +165,8 @@ def test_no_value_of_a_header_breaks_anything(here: Live, name: str) -> None:
     for number, value in enumerate(VALUES):
         for method, path, body, headers in asked:
             # What a body goes with is dear: every other value, where it could matter.
-            if (
-                method == "GET"
-                or number % 2
-                and name in ("Prefer", "Accept", "Content-Type", "Idempotency-Key", "Expect")
+            if method == "GET" or (
+                number % 2 and name in ("Prefer", "Accept", "Content-Type", "Idempotency-Key", "Expect")
             ):
                 sent = "".join(f"{key}: {said}\r\n" for key, said in ({**headers, name: value}).items())
                 head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{sent}Connection: close\r\n"
