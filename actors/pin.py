@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
 from actors.performer import Performer, Work, key_of
 from actors.residency import Residents
+from actors.result import Result
 from cluster.callboard import Callboard
 from cluster.calls import Call, Priority
 from cluster.config import PinSettings
@@ -58,27 +59,6 @@ _TELL_SECONDS = 1.0
 #: Serve replaces a replica after three failed checks, and gives it so long to end.
 _HEALTH_CHECK_SECONDS = 2.0
 _SHUTDOWN_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a call returns. It travels whole: a later call takes it as its source (the batch) or as its state (the
-    carries), unawaited.
-
-    Attributes:
-        batch: the frames after the last step.
-        carries: each step's state after them.
-        seconds: work by model, that of the calls that made its source included.
-        waited, ran: of this call alone: seconds from its arrival in the replica to its first turn, and of all turns.
-        notices: what whoever uses the frames must know, e.g. that memory ran out and work was made smaller.
-    """
-
-    batch: FrameBatch
-    carries: tuple[Carry, ...]
-    seconds: Mapping[str, float]
-    waited: float = 0.0
-    ran: float = 0.0
-    notices: tuple[str, ...] = ()
 
 
 class Pin:

@@ -36,7 +36,7 @@ from bench.networks import parse_size
 from bench.priority import JOBS, UPSCALE, WINDOW, table
 from bench.restage import machine
 from cluster.config import Config, HttpSettings, PinSettings, ServiceSettings, TroupeSettings
-from cluster.pins import delete_applications, deploy_service, describe, ensure_pins
+from cluster.pins import delete_applications, deploy_all, describe
 from cluster.session import connect
 from jobs.restage.settings import resolve
 from serve.app import build, service_args
@@ -61,10 +61,9 @@ def measured(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     config = _config(args, folder)
     from actors.pin import build as build_pin
 
-    ensure_pins(config.pins, build_pin)
+    deploy_all(config.pins, build_pin, {SERVICE: build(service_args(config, folder))})
     step = Step(UPSCALE, {}, {"size": [2 * args.size[0], 2 * args.size[1]], "max_input": None})
     describe(PIN, [asdict(step)], 120)
-    deploy_service(SERVICE, build(service_args(config, folder)))
     try:
         yield from asyncio.run(_images(args, config, step))
         yield _clips(args, config, folder)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cli import backgrounds, doctor, models, plan, profile, status, up, weights
+from cli import backgrounds, doctor, models, plan, profile, status, tasks, tokens, up, weights
 from cli.demo.command import demo
+from cli.submit import submit
 from jobs.restage.command import restage
 from jobs.retry import retry
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("restage")(restage)
 app.command("retry")(retry)
+app.command("submit")(submit)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
@@ -29,6 +31,8 @@ app.command("profile")(profile.profile)
 app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("status")(status.status)
+app.add_typer(tasks.app, name="tasks")
+app.add_typer(tokens.app, name="tokens")
 app.add_typer(weights.app, name="weights")
 app.add_typer(backgrounds.app, name="backgrounds")
 

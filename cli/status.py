@@ -1,4 +1,4 @@
-"""`troupe status`: the pins of the running Ray, where their replicas are and what they are doing."""
+"""`troupe status`: the pins of the running Ray, where their replicas are and what they are doing, and the service."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
-    """Show every replica of every pin: state, node, GPU, share, models loaded, queue."""
+    """Show every replica of every pin, state, node, GPU, share, models loaded, queue, and the HTTP service."""
     with exit_codes():
         if not (join_standing(os.environ) or joins(os.environ)):
             raise ClusterError("Ray", "none was started by `troupe up` here", remedy="run it, or set RAY_ADDRESS")
         with connect() as session, messages_on_stderr():
-            from cluster.replicas import read_replicas
+            from cluster.replicas import read_deployments, read_replicas
 
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            replicas = read_replicas()
+            replicas, service = read_replicas(), read_deployments()
     if as_json:
         ray = {"address": os.environ["RAY_ADDRESS"], "cpus": session.cpus, "gpus": session.gpus}
-        print_json({"ray": ray, "replicas": [asdict(replica) for replica in replicas]})
+        found = {"replicas": [asdict(each) for each in replicas], "service": [asdict(each) for each in service]}
+        print_json({"ray": ray, **found})
         return
     print(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {session.gpus:g} GPUs")
     head = ("pin", "state", "process", "node", "GPU", "share", "models loaded", "loads", "unloads", "waiting", "calls")
@@ -52,6 +53,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         for replica in replicas
     ]
     print("\n".join(as_table(head, rows)) if rows else "no pins")
+    if service:
+        parts = [(each.name, each.state, f"{each.running} of {each.wanted}", each.message) for each in service]
+        print("", *as_table(("HTTP service", "state", "processes", ""), parts), sep="\n")
 
 
 def _models(replica: Replica) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -91,26 +91,26 @@ def _bring_up(config: Config, say: Say) -> None:
         say(f"Ray at {os.environ['RAY_ADDRESS']}: {session.cpus:g} CPUs, {device}")
         from actors.pin import build
         from cluster.nodes import spread_weights
-        from cluster.pins import deploy_pins, describe
+        from cluster.pins import deploy_all, describe
 
         for line in spread_weights(_weights_here(config)):
             say(line)
-        deploy_pins(config.pins, build)
+        deploy_all(config.pins, build, _service_of(config))
         for pin in config.pins:
             answer = describe(pin.name, (), pin.call_timeout_s)
             say(f"pin {pin.name} {_how(pin.name, before, survey())} on {answer['device']}")
         if config.service is not None:
-            _bring_up_service(config, config.service, before, say)
+            where = f"http://{config.http.host}:{config.http.port}/docs"
+            say(f"HTTP service {config.service} {_how(config.service, before, survey())} at {where}")
 
 
-def _bring_up_service(config: Config, name: str, before: Room, say: Say) -> None:
-    from cluster.pins import deploy_service
+def _service_of(config: Config) -> dict[str, Any]:
+    """The HTTP service's application by its name; nothing where the configuration has none."""
+    if config.service is None:
+        return {}
     from serve.app import build, service_args
 
-    folder = config.path.parent if config.path else Path.cwd()
-    deploy_service(name, build(service_args(config, folder)))
-    http = config.http
-    say(f"HTTP service {name} {_how(name, before, survey())} at http://{http.host}:{http.port}/docs")
+    return {config.service: build(service_args(config, config.path.parent if config.path else Path.cwd()))}
 
 
 def _weights_here(config: Config) -> dict[Path, str]:

@@ -108,6 +108,17 @@ TABLE: tuple[Metric, ...] = (
     Metric("troupe_job_frames_per_second", "gauge", ("job_id",), "Frames encoded a second since the first."),
     Metric("troupe_job_eta_seconds", "gauge", ("job_id",), "Seconds until the job is done, at this pace."),
     Metric("troupe_job_disk_free_bytes", "gauge", ("job_id",), "Room on the disk of the results."),
+    Metric("troupe_service_tasks", "gauge", ("state",), "Tasks of the HTTP service that the store has, by state."),
+    Metric(
+        "troupe_service_requests", "counter", ("method", "route", "status"), "Requests that the HTTP service answered."
+    ),
+    Metric(
+        "troupe_service_request_seconds",
+        "histogram",
+        ("method", "route"),
+        "Seconds from a request's headers to its answer's last byte; event streams are left out.",
+        _WAIT,
+    ),
     Metric(
         "troupe_gpu_utilisation_ratio",
         "gauge",
@@ -309,6 +320,28 @@ class JobMetrics(_Group):
         key = name, ",".join(tags.values())
         self._count(name, total - self._before.get(key, 0), **tags)
         self._before[key] = max(total, self._before.get(key, 0))
+
+
+class ServiceMetrics(_Group):
+    """What the HTTP service's ingress reports."""
+
+    def tasks(self, counts: Mapping[str, int]) -> None:
+        """Tasks by state; to be told every few seconds."""
+        for state, count in counts.items():
+            self._set("troupe_service_tasks", count, state=state)
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """A request was answered.
+
+        Args:
+            method: of the request.
+            route: the path as the application declares it, so that ids make no series of their own.
+            status: HTTP status.
+            seconds: until the last byte; None for an answer without a foreseeable end.
+        """
+        self._count("troupe_service_requests", method=method, route=route, status=str(status))
+        if seconds is not None:
+            self._observe("troupe_service_request_seconds", seconds, method=method, route=route)
 
 
 class GpuMetrics(_Group):

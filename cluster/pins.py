@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -66,28 +66,28 @@ def ensure_pins(
     return found, [pin.name for pin in missing]
 
 
-def deploy_pins(pins: Sequence[PinSettings], build: Callable[[dict[str, Any]], ray_serve.Application]) -> None:
-    """Deploys all pins and waits until all take calls. Those that run as they are configured are left alone.
+def deploy_all(
+    pins: Sequence[PinSettings],
+    build: Callable[[dict[str, Any]], ray_serve.Application],
+    others: Mapping[str, ray_serve.Application],
+) -> None:
+    """Deploys all pins, and others beside them, and waits until all run. Those that run as they are configured are left
+    alone.
+
+    All at once: runners of an HTTP service give their tasks back when they are replaced, and would call pins that are
+    not theirs any more if those came first.
 
     Raises:
-        ClusterError: a pin cannot be built, or did not come up in time; those that did not run before are taken away.
+        ClusterError: one cannot be built, or did not come up in time; those that did not run before are taken away.
     """
     _start_serve()
     _together.set(tuple(pins))
-    _deploy({pin.name: build(pin.model_dump()) for pin in pins}, "pin")
+    _deploy({pin.name: build(pin.model_dump()) for pin in pins} | dict(others), pins=[pin.name for pin in pins])
 
 
-def deploy_service(name: str, application: ray_serve.Application) -> None:
-    """Deploys the HTTP service beside the pins and waits until it answers.
-
-    Raises:
-        ClusterError: it did not come up in time; if it did not run before it is taken away.
-    """
-    _start_serve()
-    _deploy({name: application}, "HTTP service")
-
-
-def _deploy(applications: Mapping[str, ray_serve.Application], what: str) -> None:
+def _deploy(applications: Mapping[str, ray_serve.Application], pins: Collection[str]) -> None:
+    if not applications:
+        return  # a service whose chains are light needs no pin; Serve refuses to deploy nothing
     before = set(ray_serve.status().applications)
     try:
         ray_serve.run_many(
@@ -97,7 +97,7 @@ def _deploy(applications: Mapping[str, ray_serve.Application], what: str) -> Non
         )
         deadline = time.monotonic() + _DEPLOY_SECONDS
         for name in applications:
-            _wait_running(name, deadline, what)
+            _wait_running(name, deadline, "pin" if name in pins else "HTTP service")
     except ClusterError:
         _take_away(name for name in applications if name not in before)
         raise

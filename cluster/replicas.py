@@ -46,6 +46,39 @@ class Replica:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A part of the HTTP service: how many of its processes run, and Serve's message when something is wrong."""
+
+    application: str
+    name: str
+    state: str
+    running: int
+    wanted: int
+    message: str
+
+
+def read_deployments() -> list[Deployment]:
+    """Every deployment of every Serve application that is no pin."""
+    try:
+        details = ray_serve.context._get_global_client().get_serve_details()
+    except ray_serve.exceptions.RayServeException:
+        return []
+    return [
+        Deployment(
+            application=name,
+            name=part,
+            state=deployment["status"],
+            running=sum(replica.get("state") == "RUNNING" for replica in deployment["replicas"]),
+            wanted=deployment["target_num_replicas"],
+            message=deployment["message"],
+        )
+        for name, application in sorted(details["applications"].items())
+        if name not in application["deployments"]
+        for part, deployment in sorted(application["deployments"].items())
+    ]
+
+
 def read_replicas() -> list[Replica]:
     """Every replica of every Serve application whose one deployment has its name, as pins have."""
     try:

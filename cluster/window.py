@@ -2,7 +2,7 @@
 
 Stage k works on batch i while stage k-1 works on batch i+1: the unawaited response of one call is the source of the
 next, so only references move through the caller. Responses cannot be indexed or nested, so what travels is the whole
-result of an earlier call; the pin takes from it what it needs (`actors.pin.Result`).
+result of an earlier call; the pin takes from it what it needs (`actors.result.Result`).
 
 A replica that dies fails every call it had accepted, and Serve replays none of them. The window therefore keeps the
 inputs of all calls whose results are not in, and repeats from the first failed batch on, with the state that this

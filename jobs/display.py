@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -47,7 +47,7 @@ class Display:
         self._console = Console(file=sys.stderr if mode == "json" else self._out, highlight=False, soft_wrap=True)
 
     @classmethod
-    def choose(cls, *, as_json: bool) -> Display:
+    def choose(cls, *, as_json: bool) -> Self:
         """JSON when asked for, bars on a terminal, else lines."""
         return cls("json" if as_json else "bars" if sys.stdout.isatty() else "lines")
 

@@ -10,8 +10,10 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.metrics import ServiceMetrics
 from serve import problems
 from serve.desk import Desk
+from serve.measure import Measure
 from serve.problems import busy, respond
 from serve.routes import events, health, images, restaging, results, seed, tasks
 from serve.upkeep import upkeep
@@ -55,6 +57,7 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(_AtMost, most=max_requests)
     problems.install(app)
+    app.add_middleware(Measure, metrics=ServiceMetrics())
     return app
 
 

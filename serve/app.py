@@ -16,6 +16,7 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster.config import Config
+from cluster.files import sha256_of
 from cluster.identity import code_hash
 from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
 from serve.ingress import Ingress, tokens_of
@@ -37,9 +38,9 @@ def service_args(config: Config, folder: Path) -> dict[str, Any]:
     """
     service = config.troupe.service
     paths = {
-        name: str((folder / value).absolute())
+        name: str((folder / Path(value).expanduser()).absolute())
         for name in ("tokens", "library", "data")
-        if (value := getattr(service, name)) and not Path(value).expanduser().is_absolute()
+        if (value := getattr(service, name))
     }
     troupe = config.troupe.model_copy(update={"service": service.model_copy(update=paths)})
     absolute = config.model_copy(update={"troupe": troupe})
@@ -50,22 +51,18 @@ def build(args: Mapping[str, Any]) -> ray_serve.Application:
     """The application.
 
     Args:
-        args: `http`, `troupe` and `pins` of the configuration.
+        args: `http`, `troupe` and `pins` of the configuration; relative paths are this process's.
 
     Raises:
         UsageError: the address is open to others and there are no tokens, or the tokens file is broken.
     """
-    config = Config.model_validate(args)
-    tokens_of(config, os.environ)
+    given = Config.model_validate(args)
+    tokens_of(given, os.environ)
+    service = given.troupe.service
+    data = {"service": service.model_copy(update={"data": str(data_root(service, os.environ))})}
+    said = service_args(given.model_copy(update={"troupe": given.troupe.model_copy(update=data)}), Path.cwd())
+    config = Config.model_validate(said)
     service = config.troupe.service
-    config = config.model_copy(
-        update={
-            "troupe": config.troupe.model_copy(
-                update={"service": service.model_copy(update={"data": str(data_root(service, os.environ))})}
-            )
-        }
-    )
-    said = config.model_dump(mode="json", include={"http", "troupe", "pins"})
     # A lane creates no context on the GPU, whose memory belongs to the pins, unless it encodes there.
     hidden = {} if config.troupe.encode.codec != "x264" else {"CUDA_VISIBLE_DEVICES": ""}
     common = {"health_check_period_s": _HEALTH_CHECK_SECONDS}
@@ -90,7 +87,8 @@ def build(args: Mapping[str, Any]) -> ray_serve.Application:
         **common,
     )
     # As with pins: what is deployed again as it was goes on running.
-    same = [said, code_hash("actors", "cluster", "jobs", "serve")]
+    tokens = sha256_of(Path(service.tokens)) if service.tokens else ""
+    same = [said, tokens, code_hash("actors", "cluster", "jobs", "serve")]
     version = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
     runner, express, ingress = (each.options(version=version, _internal=True) for each in (runner, express, ingress))
     return ingress.bind(said, runner.bind(said), express.bind(said, True))

@@ -76,7 +76,7 @@ class Desk:
         store: tasks.
         data: their files.
         auth: who asks.
-        uploads: receives bodies.
+        uploads, image_uploads: receive bodies.
         client: asks what strangers name.
         signer: of webhooks; None where there is no secret, and then none is sent.
         stills: decodes strangers' images.
@@ -93,6 +93,7 @@ class Desk:
     data: DataFolder
     auth: Auth
     uploads: Uploads
+    image_uploads: Uploads
     client: GuardedClient
     signer: Signer | None
     stills: Stills
@@ -137,6 +138,8 @@ async def opened_desk(
         store = await stack.enter_async_context(
             Store(database_url(service, environ), attempts=service.attempts, connections=8)
         )
+        # One process at a time answers for a database (it holds the address), so nobody handles what another one did.
+        await store.free_reservations()
         client = await stack.enter_async_context(GuardedClient(service.allow_networks, service.allow_ports))
         image_limits = replace(
             limits,
@@ -152,6 +155,7 @@ async def opened_desk(
             data,
             auth,
             Uploads(upload_limits),
+            Uploads(UploadLimits(max_bytes=image_limits.max_bytes, at_once=service.on_demand_at_once)),
             client,
             Signer.from_environ(service.webhook_secret_env, environ),
             stills,

@@ -141,6 +141,25 @@ class DataFolder:
         _delete(gone)
         return True
 
+    def keep_result(self, task_id: str) -> None:
+        """Remove what only whoever does the task needs: its input and its work. May be called again."""
+        folder = self.of(task_id)
+        for part in (folder.input, folder.work):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def unfinished(self) -> list[str]:
+        """Ids that have more than a result."""
+        return sorted(entry.name for entry in self._entries() if any((entry / part).exists() for part in PARTS[:2]))
+
+    def sync(self, task: TaskFolder) -> None:
+        """Returns when the names of what is in a new task's folder survive a power cut."""
+        for folder in (task.input, task.input.parent, self._tasks):
+            descriptor = os.open(folder, _FOLDER)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def ids(self) -> list[str]:
         """Ids that have a folder."""
         return sorted(entry.name for entry in self._entries())

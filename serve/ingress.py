@@ -33,8 +33,8 @@ from serve.performers import Performers
 log = logging.getLogger(__name__)
 
 #: Requests that are being answered when the replica is to end are given so long.
-_DRAIN_SECONDS = 10
-SHUTDOWN_SECONDS = _DRAIN_SECONDS + 10.0
+DRAIN_SECONDS = 10
+SHUTDOWN_SECONDS = DRAIN_SECONDS + 10.0
 _START_SECONDS = 60.0
 _BIND_SECONDS = 30.0
 _READY_SECONDS = 1.0
@@ -65,8 +65,8 @@ class Ingress:
             lambda: opened_desk(self._config, Auth(tokens), performers, pins.states), max_requests=service.max_requests
         )
         self._app = app
-        self._socket = _listening(self._config.http.host, self._config.http.port)
-        self._server = server_of(app, drain_seconds=_DRAIN_SECONDS)
+        self._socket = listening(self._config.http.host, self._config.http.port)
+        self._server = server_of(app, drain_seconds=DRAIN_SECONDS)
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
         self._thread.start()
         self._await_started()
@@ -150,8 +150,8 @@ def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
     return tokens
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A bound socket. A predecessor that is ending may hold the address for a moment."""
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes any. A predecessor that is ending may hold the address for a moment."""
     deadline = time.monotonic() + _BIND_SECONDS
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     while True:

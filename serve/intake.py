@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +17,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from actors.catalogue import CARDS, card
 from actors.video.background import parse_colour
 from actors.video.image import encode_still
 from actors.video.image_header import kind_of
 from actors.video.stills import KINDS
 from cluster.config import Config
-from cluster.errors import MediaError
+from cluster.errors import MediaError, UsageError, WeightsError
+from cluster.weights import default_store
 from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, resolve
 from serve.auth import Principal, check_queued
 from serve.desk import Desk
@@ -86,7 +90,6 @@ async def accept(
     request: Request,
     make: Callable[[Incoming], NewTask],
     answer: Callable[[Task], Document],
-    check: Callable[[Incoming], None] | None = None,
 ) -> Accepted:
     """Receives a request and submits the task that `make` makes of it.
 
@@ -94,9 +97,8 @@ async def accept(
         desk: its tools.
         principal: who asks.
         request: JSON, multipart/form-data, or the video itself as the body.
-        make: the task; blocking work is not for it.
+        make: the task; in a thread, so it may look at the files.
         answer: what the request is answered, kept for its repetition under the same Idempotency-Key.
-        check: looks at the files, in a thread; raises what refuses them.
 
     Raises:
         Problem, TroupeError: the request is refused; nothing of it is left.
@@ -114,9 +116,8 @@ async def accept(
         fingerprint = incoming.fingerprint(str(request.scope["path"]))
         if isinstance(held, Remembered):
             return Accepted(None, held.replay(fingerprint))
-        new = make(incoming)
-        if check is not None:
-            await asyncio.to_thread(check, incoming)
+        new = await asyncio.to_thread(make, incoming)
+        await asyncio.to_thread(desk.data.sync, folder)
         quota = Quota(_whole(principal.queued), _whole(principal.upload_bytes_per_day))
         task = await desk.store.submit(new, quota=quota, reservation=held, fingerprint=fingerprint, answer=answer)
         kept = True
@@ -263,7 +264,7 @@ def restage_payload(
 
     Raises:
         Problem: 422, no video, a background that is none, a mask without need or need without a mask.
-        UsageError: choices that contradict each other.
+        WeightsError: the server has no weights for a model that is named.
     """
     if not url and "file" not in incoming.files:
         raise Problem(422, "no_file", "send the video as the file `file`, or its `video_url` as JSON")
@@ -272,6 +273,7 @@ def restage_payload(
         check_background(desk, settings.background)
     if (settings.matte == MATTE_GIVEN) and "mask" not in incoming.files:
         raise Problem(422, "no_mask", "`matte=given` needs the file `mask`")
+    check_weights(settings)
     return RestagePayload(
         settings=settings,
         background=incoming.files.get("background", ""),
@@ -288,8 +290,7 @@ def settings_of(config: Config, choices: RestageChoices, *, own_background: bool
     """The choices completed by their preset.
 
     Raises:
-        Problem: 422, `scale` and `target`, or a background twice.
-        UsageError: an unknown preset or model, or choices that contradict each other.
+        Problem: 422, an unknown preset or model, or choices that contradict each other.
     """
     chosen = choices.model_dump(include=set(RestageSettings.model_fields) - {"preset"})
     if choices.scale is not None:
@@ -303,7 +304,13 @@ def settings_of(config: Config, choices: RestageChoices, *, own_background: bool
             raise Problem(422, "invalid", "`matte=none` cuts nobody out, so the background would never show")
     elif chosen["background"] is None and chosen["matte"] != MATTE_NONE:
         chosen["background"] = config.troupe.service.background or None
-    return resolve(config, choices.preset or config.troupe.service.preset, **chosen)
+    try:
+        return resolve(config, choices.preset or config.troupe.service.preset, **chosen)
+    except UsageError as error:
+        # It names options as the command line does.
+        raise Problem(
+            422, "invalid", re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        ) from error
 
 
 def check_background(desk: Desk, text: str) -> None:
@@ -318,6 +325,30 @@ def check_background(desk: Desk, text: str) -> None:
     if text not in categories:
         there = f"; there are the categories {', '.join(categories)}" if categories else ""
         raise Problem(422, "background", f"`background` is neither a colour nor a category of this server{there}")
+    try:
+        desk.library.choose(text, "")
+    except UsageError as error:
+        raise Problem(422, "background", f"`background`: nothing of the category {text} can be used") from error
+
+
+def check_weights(settings: RestageSettings) -> None:
+    """What would fail when the task is begun is said at once; which matte `auto` takes shows only then.
+
+    Raises:
+        WeightsError: 503.
+    """
+    named = [name for name in (settings.upscale, settings.matte) if name in CARDS]
+    require_weights(default_store(os.environ).missing([each for name in named for each in card(name).weights]))
+
+
+def require_weights(missing: Sequence[str]) -> None:
+    """Raises WeightsError, for the client to read, when any are missing on the server."""
+    if missing:
+        raise WeightsError(
+            "weights",
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on the server",
+            remedy=f"its operator runs `troupe weights fetch {' '.join(missing)}`; choose other models, or come again",
+        )
 
 
 def check_webhook(desk: Desk, url: str | None) -> str:

@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[type[TroupeError], int, str], ...] = (
     (StoreError, 503, "store"),
     (MediaError, 422, "media_refused"),
     (UsageError, 400, "bad_request"),
-    (WeightsError, 503, "weights_missing"),
+    (WeightsError, 422, "weights_missing"),
     (RoomError, 503, "no_room"),
     (ClusterError, 503, "unavailable"),
     (TroupeError, 500, "failed"),

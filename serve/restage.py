@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 
 from cluster.calls import Call
 from cluster.config import Config
-from cluster.errors import ClusterError, UsageError, WeightsError
+from cluster.errors import ClusterError, UsageError
 from cluster.heap import give_back_freed
 from cluster.weights import default_store
 from jobs.assemble import assemble
@@ -30,8 +31,12 @@ from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
 from jobs.task import VideoTask
+from serve.intake import require_weights
 from serve.payload import INPUT, RESULT, RestagePayload
 from serve.work import Made, Work
+
+#: How long a runner that lost the task may still hold its folder, in leases; and how often that is looked at.
+_OTHER_LEASES, _LOOK_SECONDS = 4, 0.2
 
 STAGES = ("fetching", "planning", "running", "assembling")
 
@@ -48,7 +53,7 @@ def restage(work: Work) -> Made:
         JobError: a segment failed.
     """
     payload = RestagePayload.model_validate(work.task.payload)
-    with _alone(work.folder.work):
+    with _alone(work):
         work.progress.begin("planning")
         task = _task_of(work, payload)
         # Who did it may have ended before it could say so.
@@ -99,23 +104,26 @@ def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
     ingest.check_background()
     item = Input(work.folder.input / INPUT, work.folder.result / RESULT)
     look = ingest.look(item)
-    if missing := ingest.missing_weights([look.matte]):
-        raise WeightsError(
-            "weights",
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on the server",
-            remedy=f"its operator runs `troupe weights fetch {' '.join(missing)}`; choose other models, or retry then",
-        )
+    require_weights(ingest.missing_weights([look.matte]))
     return ingest.task(item, look)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the work folder: a runner that was taken for dead may still be at it for a moment."""
+def _alone(work: Work) -> Iterator[None]:
+    """Holds the work folder. A runner that was taken for dead may still be at it: it stops when it hears that it lost
+    its lease, which is waited for, because a failed attempt here would count against the task."""
+    deadline = time.monotonic() + _OTHER_LEASES * work.config.troupe.service.lease_s
     with ExitStack() as stack:
-        try:
-            stack.enter_context(output_lock(folder))
-        except UsageError as error:
-            raise ClusterError("task", "another runner is still at work on it", remedy="it is begun again") from error
+        while True:
+            try:
+                stack.enter_context(output_lock(work.folder.work))
+                break
+            except UsageError as error:
+                if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() > deadline:
+                    reason = "another runner is still at work on it"
+                    raise ClusterError("task", reason, remedy="it is begun again") from error
+            work.stop()
+            time.sleep(_LOOK_SECONDS)
         yield
 
 

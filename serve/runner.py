@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from cluster.config import Config
@@ -40,9 +38,6 @@ log = logging.getLogger(__name__)
 
 #: What each kind does, and its stages.
 KINDS: dict[str, tuple[Callable[[Work], Made], tuple[str, ...]]] = {"restage": (restage, STAGES)}
-
-#: Tells the store how an attempt ended; false when somebody else has the task.
-Tell = Callable[[], Awaitable[object]]
 
 _POLL_SECONDS = 0.25
 _BEAT_SECONDS = 1.0
@@ -150,46 +145,49 @@ class _Attempt:
         """Works, and tells the store meanwhile that it does."""
         beating = asyncio.create_task(self._beat())
         try:
-            tell = await self._work()
-            leftovers: tuple[Path, ...] = (self._folder.work, self._folder.input)
+            ended = await self._work()
         except Exception as error:
-            tell, leftovers = self._failed(error)
+            ended = self._failed(error)
         finally:
             beating.cancel()
             with suppress(asyncio.CancelledError):
                 await beating
-        # Files go once it is on record that nobody needs them.
-        if await self._persist(tell):
-            await asyncio.to_thread(_remove, *leftovers)
+        await self._persist(ended)
 
-    async def _work(self) -> Tell:
+    async def _work(self) -> Callable[[], Any]:
         await self._fetch()
         work = Work(self._claim.task, self._folder, self._runner._config, self._progress, self._stop)
         made = await asyncio.to_thread(self._kind, work)
         cost = {**made.cost, "wall_s": round(time.monotonic() - self._begun, 3)}
         self._progress.begin("")
         log.info("is done in %.1f s", cost["wall_s"])
-        return lambda: self._store.finish(
-            self._claim, TaskState.DONE, result=made.result, cost=cost, progress=self._progress.document()
-        )
+        progress = self._progress.document()
 
-    def _failed(self, error: Exception) -> tuple[Tell, tuple[Path, ...]]:
-        """What the store is told of an attempt that raised, and which folders nobody needs then."""
-        task, store = self._claim.task, self._store
-        if isinstance(error, StoppedError):
+        async def done() -> None:
+            # The input goes once the store has heard: until then somebody may have to do the task again.
+            if await self._store.finish(self._claim, TaskState.DONE, result=made.result, cost=cost, progress=progress):
+                await asyncio.to_thread(self._runner._data.keep_result, self._claim.task.id)
+
+        return done
+
+    def _failed(self, error: Exception) -> Callable[[], Any]:
+        """What the store is told of an attempt that raised."""
+        task = self._claim.task
+        if isinstance(error, StoppedError) or self._cancelled:
             if self._cancelled:
                 log.info("is cancelled")
-                everything = (self._folder.input.parent,)
-                return lambda: store.finish(self._claim, TaskState.CANCELLED, cost=self._cost()), everything
+                self._runner._data.remove(self._claim.task.id)
+                return lambda: self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
             log.info("is given back")
-            return lambda: store.release(self._claim), ()
+            return lambda: self._store.release(self._claim)
         problem = self._problem(error)
         if _may_pass(error):
             log.warning("attempt %d failed: %s", task.attempts, error, exc_info=not isinstance(error, TroupeError))
-            return lambda: store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts), ()
+            return lambda: self._store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts)
         log.info("failed: %s", error)
-        told = {"error": problem, "cost": self._cost(), "progress": self._progress.document()}
-        return lambda: store.finish(self._claim, TaskState.FAILED, **told), ()
+        return lambda: self._store.finish(
+            self._claim, TaskState.FAILED, error=problem, cost=self._cost(), progress=self._progress.document()
+        )
 
     def _problem(self, error: Exception) -> Document:
         """For the client, who knows the file by the name that it has there."""
@@ -239,18 +237,18 @@ class _Attempt:
                     self._lost = True
             await asyncio.sleep(_BEAT_SECONDS)
 
-    async def _persist(self, tell: Tell) -> bool:
-        """Tells the store until it has heard, and says whether it took it; if it is gone for long, the task is done
-        again."""
+    async def _persist(self, ended: Callable[[], Any]) -> None:
+        """Tells the store until it has heard; if it is gone for longer than a lease, the task is done again."""
         give_up = time.monotonic() + 10 * self._claim.lease_s
         while True:
             self._runner._alive = time.monotonic()
             try:
-                return bool(await tell())
+                await ended()
+                return
             except StoreError as error:
                 log.warning("cannot tell how it ended: %s", error)
                 if time.monotonic() > give_up or self._runner._ending.is_set():
-                    return False
+                    return
                 await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
 
@@ -266,8 +264,3 @@ def _may_pass(error: BaseException | None) -> bool:
 def _make(folder: TaskFolder) -> None:
     for part in (folder.input, folder.work, folder.result):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)

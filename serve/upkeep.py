@@ -8,24 +8,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
+from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
 from serve.folders import Ended
 from serve.store import Delivery, StoreError, TaskState
-from serve.webhooks import Outcome, Webhooks, message
+from serve.webhooks import Outcome, Webhooks, message, told
 
 log = logging.getLogger(__name__)
 
-_SWEEP_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 10.0, 600.0, 0.5
+_COUNT_SECONDS, _SWEEP_SECONDS, _TIDY_SECONDS, _RETENTION_SECONDS, _WEBHOOK_SECONDS = 5.0, 10.0, 20.0, 600.0, 0.5
 _SENDERS = 4
-_DELIVERY_LEASE_SECONDS = 60.0
+_DELIVERY_LEASE_SECONDS = 30.0
 _PAGE = 200
 
 
 @asynccontextmanager
 async def upkeep(desk: Desk) -> AsyncIterator[None]:
     """Does it while the context lasts; several processes at once do no harm."""
+    metrics = ServiceMetrics()
     chores: list[tuple[Callable[[], Awaitable[object]], float]] = [
         (desk.store.sweep, _SWEEP_SECONDS),
+        (lambda: _count(desk, metrics), _COUNT_SECONDS),
+        (lambda: _tidy(desk), _TIDY_SECONDS),
         (lambda: _retain(desk), _RETENTION_SECONDS),
     ]
     if desk.signer is not None:
@@ -53,13 +57,17 @@ async def _again_and_again(chore: Callable[[], Awaitable[object]], pause: float)
         await asyncio.sleep(pause)
 
 
+async def _count(desk: Desk, metrics: ServiceMetrics) -> None:
+    metrics.tasks({str(state): count for state, count in (await desk.store.counts()).items()})
+
+
 async def _send_due(desk: Desk, webhooks: Webhooks) -> None:
     while (delivery := await desk.store.claim_delivery(_DELIVERY_LEASE_SECONDS)) is not None:
         await _send(desk, webhooks, delivery)
 
 
 async def _send(desk: Desk, webhooks: Webhooks, delivery: Delivery) -> None:
-    body = message(f"task.{delivery.message['state']}", delivery.created, delivery.message)
+    body = message(f"task.{delivery.message['state']}", delivery.created, told(delivery.message))
     attempt = await webhooks.send(delivery.url, delivery.id, body, delivery.attempts - 1)
     delivered = attempt.outcome is Outcome.DELIVERED
     log.log(
@@ -72,6 +80,16 @@ async def _send(desk: Desk, webhooks: Webhooks, delivery: Delivery) -> None:
     await desk.store.settle_delivery(
         delivery, delivered=delivered, retry_s=attempt.pause, answer={"reason": attempt.reason}
     )
+
+
+async def _tidy(desk: Desk) -> None:
+    """Removes what those who ended tasks did not come to remove, being killed: of done tasks all but the result, of
+    cancelled ones everything."""
+    for task_id, state in (await desk.store.states(await asyncio.to_thread(desk.data.unfinished))).items():
+        if state is TaskState.DONE:
+            await asyncio.to_thread(desk.data.keep_result, task_id)
+        elif state is TaskState.CANCELLED:
+            await asyncio.to_thread(desk.data.remove, task_id)
 
 
 async def _retain(desk: Desk) -> None:
@@ -88,7 +106,7 @@ async def _retain(desk: Desk) -> None:
     )
     for first in range(0, len(too_much), _PAGE):
         await desk.store.purge(ids=too_much[first : first + _PAGE])
-    known = await desk.store.known(await asyncio.to_thread(desk.data.ids))
+    known = await desk.store.states(await asyncio.to_thread(desk.data.ids))
     await asyncio.to_thread(desk.data.sweep, known.__contains__)
 
 

@@ -101,6 +101,15 @@ def message(kind: str, at: datetime, data: Mapping[str, Any]) -> bytes:
     return json.dumps({"type": kind, "timestamp": timestamp, "data": dict(data)}, ensure_ascii=False).encode()
 
 
+def told(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A task as `Delivery.message` has it, in the words of `GET /v1/tasks/{id}`."""
+    result = task.get("result")
+    if result is None:
+        return dict(task)
+    shown = {name: value for name, value in result.items() if name != "file"}
+    return {**task, "result": {"url": f"/v1/tasks/{task['id']}/result", **shown}}
+
+
 class Webhooks:
     """Sends messages through the guarded client.
 

@@ -13,6 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from cluster.session import Session
 
+# For this process and all that tests start, read when torch is imported. More threads gain nothing on small networks,
+# spin where the cores are taken, and make some CPUs add in another order.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SoakCount = Callable[[int, int], int]
 _SOAK = "soak count"
 
@@ -68,24 +72,12 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models() -> Iterator[None]:
     """The models of `tests.models` in this process's catalogue, for one test."""
-    from actors.catalogue import CARDS
-    from tests.models import TEST_CARDS
+    from tests.models import with_test_models
 
-    for card in TEST_CARDS:
-        monkeypatch.setitem(CARDS, card.name, card)
-
-
-@pytest.fixture
-def one_torch_thread() -> Iterator[None]:
-    """One thread for torch, as the pins of tests have: some CPUs add in another order with more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with with_test_models():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +101,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray(tiny_weights: Path) -> Iterator[Session]:
-    """One local Ray for all tests of a session: two CPUs, a small object store, tiny weights, the test models.
+    """One local Ray for all tests of a session: two CPUs, a store for default windows, tiny weights, the test models.
 
     Serve and the pins that tests deploy stay up until its end; pins of tests have names of their own.
     """
@@ -129,7 +121,7 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             address="local",
             num_cpus=2,
             num_gpus=0,
-            object_store_memory=256 * 2**20,
+            object_store_memory=640 * 2**20,
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
@@ -145,6 +137,16 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             submitted=False,
         )
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pins(local_ray: Session) -> None:  # noqa: ARG001 - it must be up
+    """The pins of `tests.pins`, up."""
+    from actors.pin import build
+    from cluster.pins import ensure_pins
+    from tests.pins import FIRST, SECOND
+
+    ensure_pins((FIRST, SECOND), build)
 
 
 @pytest.fixture(scope="session")

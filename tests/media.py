@@ -33,7 +33,14 @@ _MATRICES = {
 }
 
 
-def draw(index: int, width: int, height: int, screen: tuple[int, int, int] | None = None, flash: bool = False) -> RGB:
+def draw(
+    index: int,
+    width: int,
+    height: int,
+    screen: tuple[int, int, int] | None = None,
+    flash: bool = False,
+    bars: bool = True,
+) -> RGB:
     """Frame `index`, uint8 [H,W,3].
 
     Number bars above, a moving figure on a gradient (or on a `screen` colour), a flash strip below.
@@ -48,9 +55,10 @@ def draw(index: int, width: int, height: int, screen: tuple[int, int, int] | Non
     head = (x - centre) ** 2 + (y - height * 0.36) ** 2 < (height * 0.07) ** 2
     rgb[body] = (200, 40, 60)
     rgb[head] = (225, 180, 150)
-    bars = height // 5
+    if not bars:
+        return rgb.astype(np.uint8)
     for bit, (left, right) in enumerate(_cells(width)):
-        rgb[:bars, left:right] = 235 if index >> bit & 1 else 20
+        rgb[: height // 5, left:right] = 235 if index >> bit & 1 else 20
     rgb[height - height // 10 :] = 240 if flash else 16
     return rgb.astype(np.uint8)
 
@@ -137,6 +145,8 @@ class Look:
         tagged: whether the stream says so.
         rotation: degrees counter-clockwise that a player has to turn the stored picture.
         aspect: width / height of a stored pixel; the stored width is reduced accordingly.
+        screen: what the figure is before, instead of a gradient.
+        bars: number and flash strip; a keyer wants the screen alone.
     """
 
     pix_fmt: str = "yuv420p"
@@ -147,6 +157,7 @@ class Look:
     aspect: Fraction = Fraction(1)
     interlaced: bool = False
     screen: tuple[int, int, int] | None = None
+    bars: bool = True
 
 
 def write_clip(
@@ -244,7 +255,7 @@ def _video_packets(
     convert = VideoReformatter()
     for index, tick in enumerate(ticks):
         flash = _flashes(tick * base, rate)
-        rgb = draw(first + index, width, height, look.screen, flash)
+        rgb = draw(first + index, width, height, look.screen, flash, look.bars)
         if look.interlaced:  # the second field is half a frame later
             rgb[1::2] = draw(first + index, width, height, look.screen, flash)[1::2]
             rgb[height // 5 :][1::2] = np.roll(rgb[height // 5 :][1::2], 3, axis=1)

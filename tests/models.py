@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,15 @@ TEST_CARDS = (
 def install() -> None:
     """Adds the test models to the catalogue of this process."""
     CARDS.update({card.name: card for card in TEST_CARDS})
+
+
+@contextmanager
+def with_test_models() -> Iterator[None]:
+    """The test models in the catalogue of this process, for a while."""
+    before = dict(CARDS)
+    install()
+    try:
+        yield
+    finally:
+        CARDS.clear()
+        CARDS.update(before)

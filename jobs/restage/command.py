@@ -11,7 +11,7 @@ import typer
 
 from actors.video.background import parse_colour
 from cluster.config import load_config
-from cluster.errors import Exit, UsageError
+from cluster.errors import Exit
 from cluster.weights import default_store
 from jobs import options
 from jobs.backgrounds import Library, open_once
@@ -27,6 +27,7 @@ from jobs.command import (
 )
 from jobs.display import Display
 from jobs.limits import limits_of
+from jobs.restage import choices
 from jobs.restage.dry_run import show_plan
 from jobs.restage.ingest import Ingest
 from jobs.restage.settings import resolve
@@ -41,41 +42,19 @@ def restage(
     background: Annotated[
         str | None, typer.Option(metavar="WHAT", help="A colour ('#20405f'), a file, or a category of the library.")
     ] = None,
-    matte: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="auto, none, given, chroma, selfie, rvm-mobilenetv3, rvm-resnet50."),
-    ] = None,
-    upscale: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="lanczos or a Real-ESRGAN model (`troupe models`).")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="720p, 1080p, 1440p, 4k (the short side) or WxH.")
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option(metavar="FACTOR", help="A factor instead of --target.", min=0.01)
-    ] = None,
+    matte: choices.Matte = None,
+    upscale: choices.Upscale = None,
+    target: choices.TargetSize = None,
+    scale: choices.Scale = None,
     preview: options.Preview = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
     crf: options.Crf = None,
     x264: options.X264 = None,
-    denoise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", rich_help_panel=options.FINER, help="Strength 0..1, realesr-general-x4v3 only.", min=0, max=1
-        ),
-    ] = None,
-    max_input: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS", rich_help_panel=options.FINER, help="Reduce to this short side before upscaling.", min=16
-        ),
-    ] = None,
-    long_side: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", rich_help_panel=options.FINER, help="Long side that RVM looks at.", min=64),
-    ] = None,
+    denoise: choices.Denoise = None,
+    max_input: choices.MaxInput = None,
+    long_side: choices.LongSide = None,
     config: options.ConfigFile = None,
     library: options.LibraryFolder = options.DEFAULT_LIBRARY,
     lanes: options.Lanes = None,
@@ -88,8 +67,7 @@ def restage(
     display = Display.choose(as_json=as_json)
 
     def work() -> int:
-        if target is not None and scale is not None:
-            raise UsageError("--target and --scale", "contradict each other", remedy="give one of them")
+        choices.refuse_both(target, scale)
         configured = with_lanes(load_config(config), lanes)
         settings = resolve(
             configured,

@@ -197,13 +197,10 @@ async def _received(desk: Desk, principal: Principal, request: Request) -> Still
     """The image of a request, decoded. Its bytes are on the disk for a moment, like those of every upload."""
     folder = await asyncio.to_thread(desk.data.create)
     try:
-        upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal))
+        upload = await desk.image_uploads.receive(request, folder.input, desk.auth.quota(principal))
         if upload.fields:
             raise Problem(422, "invalid", "the form has the image alone; choices are in the query")
-        file = upload.files[0]
-        if file.bytes > desk.service.on_demand_mib * 2**20:
-            raise Problem(413, "too_large", f"an image has at most {desk.service.on_demand_mib:g} MiB")
-        data = await asyncio.to_thread(file.path.read_bytes)
+        data = await asyncio.to_thread(upload.files[0].path.read_bytes)
         async with desk.decoders:
             return await asyncio.to_thread(desk.stills.decode, data, "the image")
     except MediaError as error:

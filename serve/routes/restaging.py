@@ -59,6 +59,7 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
     def make(incoming: Incoming) -> NewTask:
         said = parsed(NewTaskFields, incoming.fields)
         payload = restage_payload(desk, said, incoming)
+        _check_short(desk, incoming)
         return NewTask(
             owner=principal.name,
             kind=said.kind,
@@ -69,11 +70,8 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
             id=incoming.folder.id,
         )
 
-    def check(incoming: Incoming) -> None:
-        _check_short(desk, incoming)
-
     with desk.on_demand.taken():
-        done = await accept(desk, principal, request, make, answer_of, check)
+        done = await accept(desk, principal, request, make, answer_of)
         wait_s = desk.service.on_demand_wait_s if preference.wait_s is None else preference.wait_s
         task_id = str(done.answer["id"])
         ended = await unless_gone(lambda: _ended(desk, principal, task_id, wait_s), request.is_disconnected)

@@ -207,7 +207,8 @@ async def retry(task_id: TaskId, desk: TheDesk, principal: Asks) -> Response:
     """A failed task goes on behind its last finished segment; a cancelled one needs its `video_url`, for its files are
     gone."""
     seen = await found(desk, principal, task_id)
-    if not seen.payload.get("url") and not (desk.data.of(seen.id).input / INPUT).exists():
+    again = seen.state in (TaskState.FAILED, TaskState.CANCELLED)
+    if again and not seen.payload.get("url") and not (desk.data.of(seen.id).input / INPUT).exists():
         raise Problem(409, "input_gone", "the uploaded video is not kept any more; submit it again")
     queued = None if principal.queued == float("inf") else int(principal.queued)
     after = await desk.store.retry(task_id, principal.name, quota=Quota(queued))

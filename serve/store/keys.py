@@ -31,8 +31,9 @@ class Keys:
         """Takes an idempotency key before the request is read.
 
         Hand the reservation to `submit`, or `abandon` it if the request fails; what a killed process held is free
-        again after `hold_s` seconds, so that should be longer than a request may take. What is remembered is compared
-        with this request, and answered again, by `Remembered.replay`.
+        again after `hold_s` seconds, so that should be longer than a request may take, or when its successor calls
+        `free_reservations`. What is remembered is compared with this request, and answered again, by
+        `Remembered.replay`.
 
         Raises:
             KeyBusyError: another request with it is being handled.
@@ -58,6 +59,17 @@ class Keys:
             return await self._database.write(work)
         except IntegrityError as error:  # two came at once, and the other one was first
             raise _busy() from error
+
+    async def free_reservations(self) -> None:
+        """Frees every key whose request was being handled, when whoever handled them is no more.
+
+        A request that is handled all the same, being late, finds its key gone and is refused as it ends (`submit`).
+        """
+
+        async def work(session: AsyncSession, _now: datetime) -> None:
+            await session.execute(delete(KeyRow).where(KeyRow.answer.is_(None)))
+
+        await self._database.write(work)
 
     async def abandon(self, reservation: Reservation) -> None:
         """Frees a key whose request failed, for the client's next try. A fulfilled one stays."""

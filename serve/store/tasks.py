@@ -240,16 +240,16 @@ class Tasks:
 
         return await self._database.read(work)
 
-    async def known(self, ids: Iterable[str]) -> frozenset[str]:
-        """Which of these ids are tasks; folders of the others are leftovers."""
+    async def states(self, ids: Iterable[str]) -> dict[str, TaskState]:
+        """The states of those ids that are tasks; folders of the others are leftovers."""
         wanted = list(ids)
 
-        async def work(session: AsyncSession, _now: datetime) -> frozenset[str]:
-            found: set[str] = set()
+        async def work(session: AsyncSession, _now: datetime) -> dict[str, TaskState]:
+            found: dict[str, TaskState] = {}
             for first in range(0, len(wanted), MAX_PAGE):
-                some = TaskRow.id.in_(wanted[first : first + MAX_PAGE])
-                found.update((await session.execute(select(TaskRow.id).where(some))).scalars())
-            return frozenset(found)
+                some = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(wanted[first : first + MAX_PAGE]))
+                found.update((row[0], row[1]) for row in (await session.execute(some)).all())
+            return found
 
         return await self._database.read(work)
 
@@ -264,7 +264,7 @@ class Tasks:
         """Removes ended tasks with their events, oldest first; not those whose webhook is still to be told.
 
         Remove a task's files after its row: a row without files would promise a result that is gone, while files
-        without a row are found by `known`.
+        without a row are found by `states`.
 
         Args:
             before: those that ended earlier.

@@ -91,7 +91,6 @@ def test_variants_of_a_model_are_resident_apart(pin: str) -> None:
     assert not np.array_equal(results[0].batch.rgb, results[1].batch.rgb)
 
 
-@pytest.mark.usefixtures("one_torch_thread")
 def test_chain_in_a_pin_equals_the_models_in_this_process(pin: str, tiny_weights: Path) -> None:
     batch, params = frames(), {"size": [96, 64], "max_input": None}
     chain = [step(UPSCALE, **params), step(RVM, long_side=64)]

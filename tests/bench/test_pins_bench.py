@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import os
+from contextlib import nullcontext
 
 import pytest
+from ray import serve as ray_serve
 
+from bench import pins
 from bench.setup import LAYOUTS
+from cluster.session import Session
 from tests.conftest import SoakCount
-
-ROOT = Path(__file__).parents[2]
+from tests.jobs.performing import jobs_on
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.mark.soak
-def test_layouts_do_the_same_frames_and_answer_requests(soak_count: SoakCount) -> None:
-    layouts = LAYOUTS[: soak_count(1, len(LAYOUTS))]
+def test_layouts_do_the_same_frames_and_answer_requests(
+    local_ray: Session, soak_count: SoakCount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layouts = LAYOUTS[-soak_count(1, len(LAYOUTS)) :]
+
+    def staying_ray(weights: object) -> nullcontext[int]:
+        """The Ray of this process, which holds it."""
+        monkeypatch.setenv("TROUPE_WEIGHTS", str(weights))
+        return nullcontext(os.getpid())
+
+    monkeypatch.setattr(pins, "staying_ray", staying_ray)
     tiny = ["--networks", "light", "--frames", "2", "--rounds", "1", "--threads", "1", "--share", "0.9", "--json"]
-    command = [sys.executable, "-m", "bench.pins", "--pins", *layouts, *tiny]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    rows = json.loads(ran.stdout)["rows"]
+    with jobs_on(local_ray):
+        pins.main(["--pins", *layouts, *tiny])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    for name in {"light-one", "light-upscale", "light-matte"} & set(ray_serve.status().applications):
+        ray_serve.delete(name)
     assert [row["pins"] for row in rows] == list(layouts)
     for row in rows:
         assert row["frames"] == 20
@@ -32,6 +43,6 @@ def test_layouts_do_the_same_frames_and_answer_requests(soak_count: SoakCount) -
         assert row["pss_mib"] > 50
         assert row["requests"] >= 1
         assert 0 <= row["wait_p50_s"] <= row["wait_p95_s"]
-    assert rows[0]["of_each"] == 1
+    assert rows[0][f"of_{layouts[0]}"] == 1
     # Two processes with torch in them, against one.
     assert [row["pss_mib"] for row in rows] == sorted((row["pss_mib"] for row in rows), reverse=True)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.model import Step
-from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from cluster.config import BatchSettings, Config, TroupeSettings
 from cluster.session import use_token
 from cluster.weights import WeightsStore
 from jobs.command import carry_out
@@ -23,13 +23,11 @@ from jobs.restage.ingest import Ingest
 from jobs.task import VideoTask
 from tests.jobs.command import MARK
 from tests.models import install
+from tests.pins import FIRST, SECOND
 
 LANES = 2
 #: Two, because a chain loses its calls in another way than a single pin does: those of the second hang on the first.
-PINS = (
-    PinSettings(name="chaos-first", models=("pinned-trail",), call_timeout_s=60),
-    PinSettings(name="chaos-second", models=("pinned-trail-too",), call_timeout_s=60),
-)
+PINS = (FIRST, SECOND)
 #: Six frames to a segment of the test's clips, in three batches: as many as are in flight.
 CONFIG = Config(
     pins=PINS,

@@ -7,21 +7,17 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray import serve as ray_serve
 
-from actors.catalogue import CARDS
 from actors.model import Step
-from actors.pin import build
 from bench.processes import Process, tree
 from cluster.files import PARTIAL
-from cluster.pins import describe, ensure_pins
+from cluster.pins import describe
 from jobs.assemble import assemble
 from jobs.plan import plan_video
 from tests.chaos.driver import CONFIG, PINS
@@ -29,7 +25,7 @@ from tests.conftest import SoakCount
 from tests.jobs.command import Command, wait_until
 from tests.jobs.inprocess import do_segments, task_of
 from tests.media import Sound, write_clip
-from tests.models import TEST_CARDS
+from tests.models import with_test_models
 
 VIDEOS = 6
 SEGMENTS = 8
@@ -41,15 +37,6 @@ SERVICES = ("ray::ActorLocationTracker", "ray::_AutoscalingCoordinatorActor", "r
 STARTING_SECONDS = 6.0
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtures("pins")]
-
-
-@pytest.fixture(scope="module")
-def pins(local_ray: object) -> Iterator[None]:  # noqa: ARG001 - it must be there
-    """They are there before the first job and after the last, as on a cluster."""
-    ensure_pins(PINS, build)
-    yield
-    for pin in PINS:
-        ray_serve.delete(pin.name)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +55,7 @@ def unharmed(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """What one process without Ray makes of them, its models in the lane."""
     output = tmp_path_factory.mktemp("unharmed")
     files = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for card in TEST_CARDS:
-            patch.setitem(CARDS, card.name, card)
+    with with_test_models():
         for clip in sorted(clips.iterdir()):
             task = replace(task_of(clip, output, CONFIG), steps=(Step("trail"), Step("trail")))
             plan = plan_video(task)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,26 @@ class Ray:
 
     Attributes:
         folder: caches, token, configuration.
-        said: what `up` printed.
+        said: what `up` printed first.
+        pids: processes of the pin after the last `up`, as it told them.
     """
 
     folder: Path
-    said: str
+    said: str = ""
+    pids: set[int] = field(default_factory=set)
 
     def run(self, *words: str, code: int = 0) -> str:
         """A command's standard output, or its standard error when it is to fail."""
         done = execute(self.folder, *TROUPE, *words)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
+
+    def up(self, config: str, *words: str) -> str:
+        """What `up` prints of a configuration that fits."""
+        said = self.run("up", "--config", config, *words)
+        (told,) = re.findall(r"pin alpha .*\(process ([\d, ]+)\)", said)
+        self.pids = {int(pid) for pid in told.split(", ")}
+        return said
 
     def config(self, **pins: dict[str, Any]) -> str:
         """A configuration file with these pins."""
@@ -110,10 +120,9 @@ def lives(process: psutil.Process) -> bool:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """One Ray for this module, with a pin that holds 0.6 of a GPU that is only a number."""
-    ray = Ray(tmp_path_factory.mktemp("up"), "")
-    config = ray.config(alpha={"num_gpus": 0.6})
+    ray = Ray(tmp_path_factory.mktemp("up"))
     try:
-        ray.said = ray.run("up", "--config", config, "--num-cpus", "2", "--num-gpus", "1")
+        ray.said = ray.up(ray.config(alpha={"num_gpus": 0.6}), "--num-cpus", "2", "--num-gpus", "1")
         yield ray
     finally:
         execute(ray.folder, *TROUPE, "down")
@@ -123,6 +132,7 @@ def test_up_starts_ray_and_every_pin_and_status_shows_them(up: Ray) -> None:
     assert "2 CPUs, 1 GPU" in up.said
     assert "pin alpha started (process" in up.said
     (replica,) = up.replicas()
+    assert {replica["pid"]} == up.pids
     assert (replica["pin"], replica["state"], replica["gpu_ids"], replica["share"]) == ("alpha", "RUNNING", [0], 0.6)
     assert "alpha" in up.run("status")
     token = up.folder / "ray" / "token"
@@ -130,21 +140,20 @@ def test_up_starts_ray_and_every_pin_and_status_shows_them(up: Ray) -> None:
 
 
 def test_up_again_leaves_alone_what_runs_as_configured_and_replaces_what_does_not(up: Ray) -> None:
-    (before,) = up.replicas()
-    assert "runs as it did" in up.run("up", "--config", up.config(alpha={"num_gpus": 0.6}))
-    assert "was replaced" in up.run("up", "--config", up.config(alpha={"num_gpus": 0.6, "tile": 512}))
-    (after,) = up.replicas()
-    assert after["pid"] != before["pid"]
+    before = up.pids
+    assert "runs as it did" in up.up(up.config(alpha={"num_gpus": 0.6}))
+    assert up.pids == before
+    assert "was replaced" in up.up(up.config(alpha={"num_gpus": 0.6, "tile": 512}))
+    assert not up.pids & before
 
 
 def test_up_of_what_does_not_fit_is_refused_with_the_table_and_changes_nothing(up: Ray) -> None:
-    before = up.replicas()
     said = up.run(
         "up", "--config", up.config(alpha={"num_gpus": 0.6}, beta={"num_gpus": 0.6, "models": ["selfie"]}), code=1
     )
     assert "GPU: the pins take 1.2 of 1 GPU" in said
     assert "0.60 (given)" in said
-    assert up.replicas() == before
+    assert {replica["pid"] for replica in up.replicas()} == up.pids
 
 
 def test_job_that_does_not_fit_is_refused_within_a_second_with_the_table_and_leaves_nothing(up: Ray) -> None:
@@ -198,12 +207,13 @@ def second_node(up: Ray) -> Iterator[None]:
 @pytest.mark.usefixtures("second_node")
 def test_node_that_joins_is_used_at_the_next_up_and_paths_and_weights_are_looked_after(up: Ray) -> None:
     config = up.config(alpha={"num_gpus": 0.6, "replicas": "per_gpu", "tile": 512})
-    (before,) = up.replicas()
-    said = up.run("up", "--config", config)
+    before = up.pids
+    said = up.up(config)
     assert "3 CPUs, 2 GPU" in said
     assert "1 of 2 kept" in said
+    assert before < up.pids
     replicas = up.replicas()
-    assert before["pid"] in {replica["pid"] for replica in replicas}
+    assert {replica["pid"] for replica in replicas} == up.pids
     assert [(replica["gpu_ids"], replica["share"]) for replica in replicas] == [([0], 0.6), ([0], 0.6)]
 
     seen = joined(up.folder, "on_two_nodes")
@@ -229,7 +239,7 @@ def test_down_ends_all_of_it(up: Ray) -> None:
 
 
 def test_what_cannot_fit_is_refused_before_ray_starts(tmp_path: Path) -> None:
-    ray = Ray(tmp_path, "")
+    ray = Ray(tmp_path)
     config = ray.config(alpha={"num_gpus": 0.6}, beta={"num_gpus": 0.6, "models": ["selfie"]})
     said = ray.run("up", "--config", config, "--num-gpus", "1", code=1)
     assert "the pins take 1.2 of 1 GPU" in said

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from cluster.calls import Priority
-from cluster.metrics import CallerMetrics, GpuMetrics, JobMetrics, JobReading, PinMetrics
+from cluster.metrics import CallerMetrics, GpuMetrics, JobMetrics, JobReading, PinMetrics, ServiceMetrics
 from cluster.nvml import Card
 from tests.cluster.test_nvml import Driver
 
@@ -47,7 +47,7 @@ class Everything:
         caller = CallerMetrics(PIN)
         caller.retried(3)
         caller.strike()
-        self._pin, self._job = pin, JobMetrics(JOB)
+        self._pin, self._job, self._service = pin, JobMetrics(JOB), ServiceMetrics()
         self._gpu = GpuMetrics(Card("0", Driver()), Path(tempfile.mkdtemp()))
         self._tick()
         self._refresh_seconds = refresh_seconds
@@ -61,6 +61,8 @@ class Everything:
         self._pin.refresh()
         self._job.report(READING)
         self._gpu.report()
+        self._service.tasks({"queued": 1})
+        self._service.answered("GET", "/v1/tasks", 200, 0.01)
 
     def _follow(self) -> None:
         pause = threading.Event()

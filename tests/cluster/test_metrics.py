@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from cluster import metrics
-from cluster.metrics import METRICS, TABLE, CallerMetrics, GpuMetrics, JobMetrics, JobReading, PinMetrics
+from cluster.metrics import (
+    METRICS,
+    TABLE,
+    CallerMetrics,
+    GpuMetrics,
+    JobMetrics,
+    JobReading,
+    PinMetrics,
+    ServiceMetrics,
+)
 from cluster.nvml import Card
 from tests.cluster.test_nvml import UUID, Driver
 
@@ -80,6 +89,10 @@ def report_everything(card: Card, folder: Path) -> None:
         JobReading(10, {"done": 1, "failed": 1, "quarantined": 1}, {"running": 1}, 1, 2.0, 3.0, 4)
     )
     GpuMetrics(card, folder).report()
+    service = ServiceMetrics()
+    service.tasks({"queued": 2})
+    service.answered("GET", "/v1/tasks/{task_id}", 200, 0.02)
+    service.answered("GET", "/v1/tasks/{task_id}/events", 200, None)
 
 
 def test_every_metric_of_the_table_is_reported_with_its_kind_and_tags(reported: Reported, tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ def test_everything_that_is_reported_shows_at_ray_s_metrics_port(local_ray: Sess
 
     def shown() -> set[str]:
         lines = [line for line in text_of(address).splitlines() if f'pin="{PIN}"' in line or f'"{JOB}"' in line]
-        lines += [line for line in text_of(address).splitlines() if "ray_troupe_gpu" in line]
+        others = ("ray_troupe_gpu", "ray_troupe_service")
+        lines += [line for line in text_of(address).splitlines() if line.startswith(others)]
         return {name for line in lines for name in named(line.partition("{")[0])}
 
     wanted = {name for metric in TABLE for name in series_of(metric)}

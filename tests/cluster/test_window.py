@@ -14,27 +14,16 @@ from ray.exceptions import ObjectLostError
 
 from actors.frames import FrameBatch
 from actors.model import Step
-from actors.pin import build
 from cluster import metrics
 from cluster.callboard import Callboard
-from cluster.config import PinSettings
 from cluster.errors import ClusterError, JobError, LostStateError
-from cluster.pins import await_ready, describe, ensure_pins, handle
+from cluster.pins import await_ready, describe, handle
 from cluster.window import Stage, Window
 from tests.cluster.test_metrics import Reported
 from tests.jobs.command import wait_until
 from tests.models import Trail
 
-FIRST = PinSettings(name="test-first", models=("pinned-trail", "pinned-echo"), call_timeout_s=60)
-SECOND = PinSettings(name="test-second", models=("pinned-trail-too",), call_timeout_s=60)
-
 pytestmark = pytest.mark.usefixtures("pins")
-
-
-@pytest.fixture(scope="module")
-def pins(local_ray: object) -> None:  # noqa: ARG001 - it must be there
-    """Two pins of one replica each."""
-    ensure_pins((FIRST, SECOND), build)
 
 
 def batches(count: int, frames: int = 3) -> list[FrameBatch]:

@@ -96,7 +96,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.005)
+        time.sleep(0.02)  # looking takes a core: what is waited for needs it
     return value
 
 

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import pytest
 
 from cluster.config import Config
-from cluster.session import Session, messages_on_stderr
-from jobs import perform as perform_module
+from cluster.session import Session
 from jobs.display import Display
 from jobs.perform import perform
 from jobs.task import VideoTask
-from tests.jobs.performing import CONFIG, Performed, Performing
+from tests.jobs.performing import CONFIG, Performed, Performing, jobs_on
 
 
-@pytest.fixture
-def performed(local_ray: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Performing:
+@pytest.fixture(scope="session")
+def performed(local_ray: Session) -> Performing:
     """`perform` on the Ray that all tests share."""
 
-    @contextmanager
-    def connected() -> Iterator[Session]:
-        with messages_on_stderr():
-            yield local_ray
-
-    monkeypatch.setattr(perform_module, "connect", connected)
-
     def run(tasks: Sequence[VideoTask], config: Config = CONFIG, *, allow_skew: bool = False) -> Performed:
-        capsys.readouterr()
-        outcomes = perform(tasks, config, Display("json"), allow_skew=allow_skew)
-        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        with jobs_on(local_ray), redirect_stdout(io.StringIO()) as said:
+            outcomes = perform(tasks, config, Display("json"), allow_skew=allow_skew)
+        events = [json.loads(line) for line in said.getvalue().splitlines()]
         return Performed({outcome.task.source.name: outcome for outcome in outcomes}, events)
 
     return run

@@ -15,7 +15,7 @@ import ray
 from actors.catalogue import card
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
-from actors.pin import Result
+from actors.result import Result
 
 
 @dataclass(eq=False)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from actors.model import Step
 from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from cluster.session import Session, messages_on_stderr
+from jobs import perform as performing
 from jobs.assemble import assemble
 from jobs.batch import Outcome
 from jobs.plan import plan_video
@@ -21,8 +26,12 @@ PINS = (
     PinSettings(name="job-upscale", models=(UPSCALE, "pinned-trail", "pinned-echo"), torch_threads=1),
     PinSettings(name="job-matte", models=(RVM, "pinned-trail-too"), torch_threads=1),
 )
+#: One lane, because each is a process that takes seconds to start.
 CONFIG = Config(
-    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=2, retries=1, batch_mib=1))
+    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=1, retries=1, batch_mib=1))
+)
+TWO_LANES = CONFIG.model_copy(
+    update={"troupe": TroupeSettings(batch=CONFIG.troupe.batch.model_copy(update={"lanes": 2}))}
 )
 
 
@@ -44,6 +53,20 @@ class Performed:
 
 #: `performed(tasks, config, allow_skew=…)`, a fixture.
 Performing = Callable[..., Performed]
+
+
+@contextmanager
+def jobs_on(session: Session) -> Iterator[None]:
+    """Jobs of this process are performed on the Ray that it is connected to."""
+
+    @contextmanager
+    def connected() -> Iterator[Session]:
+        with messages_on_stderr():
+            yield session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(performing, "connect", connected)
+        yield
 
 
 def clips(folder: Path, *names: str, frames: int = 36) -> list[Path]:

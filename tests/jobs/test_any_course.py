@@ -190,7 +190,7 @@ def test_any_course_and_any_order_of_calls_gives_the_frames_of_one_call(
 ) -> None:
     overtaken = 0
 
-    @settings(max_examples=soak_count(100, 2000), phases=(Phase.explicit, Phase.generate, Phase.shrink), **HYPOTHESIS)
+    @settings(max_examples=soak_count(50, 2000), phases=(Phase.explicit, Phase.generate, Phase.shrink), **HYPOTHESIS)
     @given(COURSES)
     def example(course: Course) -> None:
         nonlocal overtaken

@@ -23,7 +23,7 @@ NOBODY = "http://127.0.0.1:9/clip.mp4"
 pytestmark = pytest.mark.ray
 
 
-def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path) -> None:
+def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path, joining: dict[str, str]) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()
     canary = write_clip(tmp_path / "canary.mp4", first=1000).path
@@ -39,7 +39,7 @@ def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path) -> None:
     output = tmp_path / "out"
 
     choices = ("--preset", "draft", "--matte", "none", "--scale", "1", "--json")
-    command = Command(folder, *choices, "--config", config, "-o", output)
+    command = Command(folder, *choices, "--config", config, "-o", output, environment=joining)
     ended = command.finish()
 
     assert ended.code == 1, ended.errors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,12 +14,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from actors.catalogue import CARDS
 from actors.frames import Carry, FrameBatch
 from actors.model import Model, Setup, Step
+from actors.result import Result
 from actors.video.decode import Decoder
 from actors.video.scan import Scan
 from cluster.errors import JobError, LostStateError, MediaError, UsageError
@@ -30,6 +33,7 @@ from tests.jobs.recording import Recorder, Recording, assert_same
 from tests.media import write_clip
 from tests.models import Trail
 
+ROOT = Path(__file__).resolve().parents[2]
 RATE, SECONDS, CUT = 6, 9, 32
 SIZE = 64, 48
 RVM_PARAMS = {"long_side": 48}
@@ -46,12 +50,9 @@ def rvm(tiny_weights: Path) -> Iterator[Model]:
     """RVM, and the same inside the lane."""
     card = CARDS["rvm-mobilenetv3"]
     model = card.load(Setup((tiny_weights / "rvm_mobilenetv3.pth",)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more are slower on frames as small as these
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CARDS, card.name, replace(card, resident=False, load=lambda _: model))
         yield model
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,12 @@ def test_batches_stay_under_the_configured_size(clip: Path, tmp_path: Path) -> N
     run_segments(large, plan, plan.runs[0], config_of(batch_mib=7), on_frames=lambda _: None, on_note=lambda _: None)
     # Two results of 1024x768 with alpha are 6 MiB.
     assert max(n // (3 * SIZE[0] * SIZE[1]) for n in seen) == 2
+
+
+def test_lane_does_not_import_torch_for_what_pins_return() -> None:
+    result = Result(FrameBatch(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.bool_)), (), {})
+    script = "import pickle, sys, jobs.lane; pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, input=pickle.dumps(result), capture_output=True, check=True
+    )
+    assert ran.stdout == b"False\n"

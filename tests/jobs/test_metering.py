@@ -10,13 +10,11 @@ import pytest
 from actors.model import Step
 from cluster import metrics
 from cluster.callboard import Callboard
-from cluster.config import PinSettings
 from jobs.perform import _held
 from jobs.plan import plan_video
 from tests.cluster.test_metrics import Reported
 from tests.jobs.performing import CONFIG, Performing, tasks_of
-
-PIN = PinSettings(name="job-metering", models=("pinned-trail",), torch_threads=1)
+from tests.pins import FIRST
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("test_models")]
 
@@ -33,6 +31,7 @@ def by_state(reported: Reported, name: str) -> dict[str, float]:
     return {dict(tags)["state"]: value for tags, value in reported.of(name).items()}
 
 
+@pytest.mark.usefixtures("pins")
 def test_job_reports_what_became_of_its_segments(performed: Performing, reported: Reported, tmp_path: Path) -> None:
     plain = tasks_of(tmp_path, "out", "good.mp4", "lost.mp4", "bad.mp4", steps=(Step("pinned-trail"),))
     pts = plan_video(plain[0]).scan.pts
@@ -42,7 +41,7 @@ def test_job_reports_what_became_of_its_segments(performed: Performing, reported
         "bad.mp4": {"raise_at": int(pts[14])},
     }
     tasks = [replace(task, steps=(Step("pinned-trail", {}, harm.get(task.source.name, {})),)) for task in plain]
-    done = performed(tasks, CONFIG.model_copy(update={"pins": (PIN,)}))
+    done = performed(tasks, CONFIG.model_copy(update={"pins": (FIRST,)}))
     assert done.statuses == {"good.mp4": "done", "lost.mp4": "done", "bad.mp4": "failed"}
     segments = by_state(reported, "troupe_job_segments")
     # Those of the failed video that were through before its error are kept.

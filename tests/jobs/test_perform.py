@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,25 @@ from actors.pin import build
 from cluster.errors import ClusterError
 from cluster.pins import describe, ensure_pins
 from cluster.weights import WeightsStore
-from jobs import perform as performing
 from jobs.batch import Batch
 from jobs.plan import plan_video
 from jobs.progress import Reporter
 from jobs.restage.finish import Restaging
 from jobs.task import VideoTask
-from tests.jobs.performing import CONFIG, PINS, RVM, UPSCALE, Performing, clips, tasks_of, undisturbed
+from tests.jobs.performing import (
+    CONFIG,
+    PINS,
+    RVM,
+    TWO_LANES,
+    UPSCALE,
+    Performed,
+    Performing,
+    clips,
+    tasks_of,
+    undisturbed,
+)
 from tests.media import number, read_rgb
+from tests.models import with_test_models
 
 pytestmark = pytest.mark.usefixtures("test_models")
 
@@ -35,7 +46,6 @@ def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
         monkeypatch.setitem(CARDS, model, replace(card, resident=False, load=lambda _, m=loaded: m))
 
 
-@pytest.mark.usefixtures("one_torch_thread")
 def test_second_job_uses_the_loaded_models_and_both_equal_one_process(
     performed: Performing, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +83,7 @@ def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
         performed([task], config)
     with pytest.raises(ClusterError, match=refused.format(f"weights {UPSCALE}")):
         performed([replace(task, weights={UPSCALE: "0" * 64})])
-    monkeypatch.setattr(performing, "code_hash", lambda *_: "another")
+    monkeypatch.setattr("jobs.pins.code_hash", lambda *_: "another")
     with pytest.raises(ClusterError, match=refused.format("code .* against another here")):
         performed([task])
     allowed = performed([task], allow_skew=True)
@@ -106,59 +116,80 @@ def test_dead_assembler_ends_the_job_with_its_error(
         performed(tasks_of(tmp_path, "out", "a.mp4"))
 
 
-def test_lane_that_dies_is_replaced_and_its_video_finishes_the_same(performed: Performing, tmp_path: Path) -> None:
-    plain = tasks_of(tmp_path, "plain", "a.mp4", "b.mp4", steps=(Step("trail"),))
-    pts = int(plan_video(plain[0]).scan.pts[20])
-    dying = (Step("trail", {}, {"die_at": pts, "once": str(tmp_path / "died")}),)
-    tasks = [replace(tasks_of(tmp_path, "out", "a.mp4")[0], steps=dying), *tasks_of(tmp_path, "out", "b.mp4")]
-    done = performed(tasks)
-    assert (tmp_path / "died").exists()
-    assert done.statuses == {"a.mp4": "done", "b.mp4": "done"}
-    assert tasks[0].output.read_bytes() == undisturbed(plain[0], tmp_path / "alone")
+@dataclass(frozen=True)
+class Harmed:
+    """A job most of whose videos meet with an accident, each with another one.
+
+    Attributes:
+        tasks: all, by the names of their clips.
+        lane_died, pin_died: files that are there since a lane, or a pin, has died of a video that goes on after it.
+    """
+
+    tasks: dict[str, VideoTask]
+    done: Performed
+    lane_died: Path
+    pin_died: Path
 
 
-def test_videos_that_fail_are_told_by_name_and_the_others_finish(performed: Performing, tmp_path: Path) -> None:
-    names = ("a.mp4", "poison.mp4", "error.mp4", "pin_error.mp4", "unrecorded.mp4", "b.mp4")
-    tasks = {task.source.name: task for task in tasks_of(tmp_path, "out", *names)}
-    for name, step in (
+FAILING = ("poison.mp4", "error.mp4", "pin_error.mp4", "unrecorded.mp4")
+FINISHING = ("a.mp4", "lane.mp4", "pin.mp4", "b.mp4")
+
+
+@pytest.fixture(scope="module")
+def harmed(performed: Performing, tmp_path_factory: pytest.TempPathFactory) -> Harmed:
+    folder = tmp_path_factory.mktemp("harmed")
+    names = ("a.mp4", *FAILING, "lane.mp4", "pin.mp4", "b.mp4")
+    tasks = {task.source.name: task for task in tasks_of(folder, "out", *names)}
+    pts = int(plan_video(tasks["a.mp4"]).scan.pts[20])  # of all clips
+    lane_died, pin_died = folder / "lane-died", folder / "pin-died"
+    for name, *steps in (
         ("poison.mp4", Step("echo", {}, {"die_at": 0})),
         ("error.mp4", Step("echo", {}, {"raise_at": 0})),
         ("pin_error.mp4", Step("pinned-echo", {}, {"raise_at": 0})),
+        ("lane.mp4", Step("trail", {}, {"die_at": pts, "once": str(lane_died)})),
+        ("pin.mp4", Step("pinned-trail"), Step("pinned-trail-too", {}, {"die_at": pts, "once": str(pin_died)})),
     ):
-        tasks[name] = replace(tasks[name], steps=(step,))
-    (tmp_path / "blocked").mkdir()
-    (tmp_path / "blocked" / "ledger").write_text("in the way")
-    tasks["unrecorded.mp4"] = replace(tasks["unrecorded.mp4"], root=tmp_path / "blocked")
+        tasks[name] = replace(tasks[name], steps=tuple(steps))
+    (folder / "blocked").mkdir()
+    (folder / "blocked" / "ledger").write_text("in the way")
+    tasks["unrecorded.mp4"] = replace(tasks["unrecorded.mp4"], root=folder / "blocked")
+    with with_test_models():
+        return Harmed(tasks, performed(list(tasks.values()), TWO_LANES), lane_died, pin_died)
 
-    done = performed(list(tasks.values()))
 
-    assert done.statuses == {name: "done" if len(name) == 5 else "failed" for name in names}
-    errors = {name: done.outcomes[name].error for name in names}
-    assert errors["a.mp4"] == errors["b.mp4"] == ""
+def test_lane_that_dies_is_replaced_and_its_video_finishes_the_same(harmed: Harmed, tmp_path: Path) -> None:
+    assert harmed.lane_died.exists()
+    assert harmed.done.statuses["lane.mp4"] == "done"
+    task = harmed.tasks["lane.mp4"]
+    assert task.output.read_bytes() == undisturbed(replace(task, steps=(Step("trail"),)), tmp_path)
+
+
+def test_videos_that_fail_are_told_by_name_and_the_others_finish(harmed: Harmed) -> None:
+    done = harmed.done
+    assert done.statuses == dict.fromkeys(FAILING, "failed") | dict.fromkeys(FINISHING, "done")
+    errors = {name: outcome.error for name, outcome in done.outcomes.items()}
+    assert {errors[name] for name in FINISHING} == {""}
     assert "the lanes that worked on it died" in errors["poison.mp4"]
     assert "frame at 0 is not to its taste" in errors["error.mp4"]
     assert "frame at 0 is not to its taste" in errors["pin_error.mp4"]
     assert "ledger" in errors["unrecorded.mp4"]
-    for name in names[1:5]:
+    for name in FAILING:
         assert errors[name].startswith(f"{name}: ")
         assert "\n" not in errors[name]
-        assert not tasks[name].output.exists() or name == "unrecorded.mp4"
+        assert not harmed.tasks[name].output.exists() or name == "unrecorded.mp4"
     told = [Path(event["input"]).name for event in done.events if event["event"] == "failed"]
-    assert sorted(told) == sorted(names[1:5])
-    assert [number(frame) for frame in read_rgb(tasks["b.mp4"].output)] == list(range(500, 536))
+    assert sorted(told) == sorted(FAILING)
+    assert [number(frame) for frame in read_rgb(harmed.tasks["b.mp4"].output)] == list(range(700, 736))
 
 
-def test_pin_that_dies_costs_nothing_but_retries(performed: Performing, tmp_path: Path) -> None:
-    (plain,) = tasks_of(tmp_path, "plain", "a.mp4", steps=(Step("trail"), Step("trail")))
-    pts = int(plan_video(plain).scan.pts[20])
-    dying = {"die_at": pts, "once": str(tmp_path / "died")}
-    (task,) = tasks_of(tmp_path, "out", "a.mp4", steps=(Step("pinned-trail"), Step("pinned-trail-too", {}, dying)))
-    done = performed([task])
-    assert (tmp_path / "died").exists()
-    assert done.outcomes["a.mp4"].status == "done", done.outcomes["a.mp4"].error
-    assert done.outcomes["a.mp4"].row["retries"] >= 1
-    assert [note for note in done.notes if note.startswith("a.mp4: pin job-") and "lost, repeating" in note]
-    assert task.output.read_bytes() == undisturbed(plain, tmp_path / "alone")
+def test_pin_that_dies_costs_nothing_but_retries(harmed: Harmed, tmp_path: Path) -> None:
+    assert harmed.pin_died.exists()
+    outcome = harmed.done.outcomes["pin.mp4"]
+    assert outcome.status == "done", outcome.error
+    assert outcome.row["retries"] >= 1
+    assert [note for note in harmed.done.notes if note.startswith("pin.mp4: pin job-") and "lost, repeating" in note]
+    in_lane = replace(outcome.task, steps=(Step("trail"), Step("trail")))
+    assert outcome.task.output.read_bytes() == undisturbed(in_lane, tmp_path)
 
 
 def test_more_videos_than_lanes_all_end_even_without_the_progress_actor(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from actors.model import Step
 from cli.main import app
-from cluster.config import Config, PinSettings
+from cluster.config import PinSettings
 from jobs.assemble import row_of
 from jobs.ledger import Strike, WorkFolder, read_row, write_row
 from jobs.plan import plan_video
@@ -19,11 +19,11 @@ from jobs.strikes import STRIKES
 from jobs.task import Command
 from tests.conftest import SoakCount
 from tests.jobs.inprocess import task_of
-from tests.jobs.performing import CONFIG, Performing, tasks_of, undisturbed
+from tests.jobs.performing import CONFIG, TWO_LANES, Performing, tasks_of, undisturbed
 from tests.media import Sound, number, read_rgb, write_clip
 
 QUARANTINE = PinSettings(name="job-quarantine", models=("pinned-trail",), torch_threads=1, call_timeout_s=2)
-POISONED: Config = CONFIG.model_copy(update={"pins": (QUARANTINE,)})
+POISONED, ALONE = (config.model_copy(update={"pins": (QUARANTINE,)}) for config in (TWO_LANES, CONFIG))
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("test_models")]
 
@@ -69,11 +69,11 @@ def test_segments_that_pins_die_of_or_hang_on_are_quarantined_and_all_else_is_fi
         assert tasks[name].output.read_bytes() == undisturbed(in_one, tmp_path / f"alone-{name}")
 
     # Asked again, a job does not touch what is quarantined; once it is forgiven, only what is missing is done.
-    again = performed([tasks["poison.mp4"]], POISONED)
+    again = performed([tasks["poison.mp4"]], ALONE)
     assert again.statuses == {"poison.mp4": "failed"}
     there.unlink()
     WorkFolder(tasks["poison.mp4"].folder).forget_strikes()
-    healed = performed([tasks["poison.mp4"]], POISONED)
+    healed = performed([tasks["poison.mp4"]], ALONE)
     assert healed.statuses == {"poison.mp4": "done"}
     assert [number(frame) for frame in read_rgb(plain["a.mp4"].source)] == list(range(36))
 

@@ -14,7 +14,7 @@ from tests.jobs.command import Command, run, wait_until, write_config
 from tests.media import Sound, write_clip
 
 SEGMENTS = 12
-FRAMES = 180
+RATE = 16
 
 pytestmark = pytest.mark.ray
 
@@ -29,7 +29,7 @@ def arguments(folder: Path, output: Path) -> tuple[object, ...]:
 def unkilled(tmp_path_factory: pytest.TempPathFactory, joining: dict[str, str]) -> tuple[Path, bytes]:
     """A folder with a clip and a configuration, and what an undisturbed run makes of it."""
     folder = tmp_path_factory.mktemp("resume")
-    write_clip(folder / "clip.mp4", frames=FRAMES, width=320, height=240, sounds=(Sound(),))
+    write_clip(folder / "clip.mp4", frames=SEGMENTS * RATE // 2, rate=RATE, width=320, height=240, sounds=(Sound(),))
     write_config(folder / "config.yaml", batch={"segment_seconds": 0.5, "lanes": 2}, encode={"threads": 1})
     ended = run(*arguments(folder, folder / "unkilled"), environment=joining)
     assert ended.code == 0, ended.errors
@@ -69,8 +69,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         delay = dice.random() * 0.4
         output = folder / f"killed-{trial}"
         # On a Ray of its own, which dies with it, and on a cluster, whose lanes may live on for a moment.
-        environment = joining if trial % 2 else {}
-        killed = Command(*arguments(folder, output), environment=environment)
+        killed = Command(*arguments(folder, output), environment=joining if trial % 2 else {})
         wait_until(
             lambda o=output, m=moment: len(journal(o)) >= m if m >= 0 else any(o.glob(".troupe/*/")),
             f"{moment} segments",
@@ -79,7 +78,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         killed.kill()
         kept = journal(output)
         before = inodes(output, set(kept))
-        again = Command(*arguments(folder, output), environment=environment)
+        again = Command(*arguments(folder, output), environment=joining)
         seen: set[tuple[int, int]] = set()
         while again.process.poll() is None:
             seen |= set(inodes(output, set(kept)).items())

@@ -1,199 +1,260 @@
-"""The whole service but for Ray behind a real socket: that of `tests.serve.service`, under the ingress's own server."""
+"""The service on a Ray of its own, brought up and down as its operator does, and killed as no operator does.
+
+    with living(port=free_port()) as live:
+        live.up()
+        httpx2.post(f"{live.base}/v1/tasks", files={"file": clip.read_bytes()})
+        live.kill("ray::ServeReplica:service:Runner")
+
+Its chain is light (lanczos, chroma key, a colour), so it needs no weights, and no pins unless a test adds some.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import http.client
 import json
+import os
+import random
+import shutil
+import signal
 import socket
-import threading
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from aiohttp.abc import AbstractResolver
+import httpx2
+import yaml
 
-from serve.api import create_app
-from serve.auth import Auth, Principal, Tokens
-from serve.connections import server_of
-from serve.desk import Desk, opened_desk
-from serve.fetch import GuardedClient
-from serve.runner import _Attempt
-from serve.store import Task
-from tests.serve.service import StandIn, settings
+from bench.processes import Process, tree
+from cluster.config import load_config
+from cluster.processes import started_at
+from cluster.weights import WeightsStore
+from jobs.assemble import assemble
+from jobs.backgrounds import Library
+from jobs.command import choose_encoder
+from jobs.inputs import Input
+from jobs.plan import plan_video
+from jobs.restage.ingest import Ingest
+from jobs.restage.settings import resolve
+from tests.jobs.command import ROOT, wait_until
+from tests.jobs.inprocess import do_segments
+from tests.media import Look, write_green_screen
 
-T = TypeVar("T")
-
-_START_SECONDS = 30.0
-#: No answer has these in it: what stack traces and paths of this machine are made of.
-_SECRETS = ("Traceback", "site-packages", '.py"', "/usr/", str(Path(__file__).parents[2]), str(Path.home()))
-
-
-@dataclass
-class Reply:
-    """An answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode("utf-8", "replace")
-
-    def json(self) -> Any:
-        return json.loads(self.body)
+TROUPE = ("-c", "from cli.main import app; app()")
+RUNNER, EXPRESS, INGRESS, CONTROLLER, RAYLET, GCS = (
+    "ray::ServeReplica:service:Runner",
+    "ray::ServeReplica:service:ExpressRunner",
+    "ray::ServeReplica:service:Ingress",
+    "ray::ServeController",
+    "raylet",
+    "gcs_server",
+)
+#: Half a second of a clip is a segment; a 64 pixel clip takes about a second.
+PRESET = {"upscale": "lanczos", "target": "2", "matte": "chroma", "background": "#20405f", "crf": 30}
+LEASE_SECONDS = 4
+_COMMAND_SECONDS = 250
 
 
-@dataclass
 class Live:
-    """A service that listens on loopback."""
+    """A service and the Ray that it runs on.
 
-    port: int
-    desk: Desk
-    performers: StandIn
-    loop: asyncio.AbstractEventLoop
-    replies: list[Reply] = field(default_factory=list)
+    Args:
+        folder: everything of it; with a short path, for Ray's sockets.
+        service: its settings, beside those that tests need.
+        environ: of its processes.
+    """
+
+    def __init__(self, folder: Path, service: Mapping[str, Any] | None = None, **environ: str) -> None:
+        self.folder, self.data, self.port = folder, folder / "data", _free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.service: dict[str, Any] = {
+            "data": str(self.data),
+            "runners": 2,
+            "lease_s": LEASE_SECONDS,
+            "preset": "light",
+            **(service or {}),
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TROUPE_"))}
+        self.environ = inherited | {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_TMPDIR": str(folder / "ray"),
+            "COLUMNS": "200",
+            **environ,
+        }
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def path(self) -> Path:
+        """Its configuration file."""
+        return self.folder / "ray-config.yaml"
 
-    def run(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **named: Any) -> T:
-        """Does it on the service's own event loop."""
-        return asyncio.run_coroutine_threadsafe(work(*arguments, **named), self.loop).result(150)
+    def up(self) -> str:
+        """`troupe up`; what it said."""
+        return self.run("up", "--config", str(self._config()), "--num-cpus", "2")
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
-        seconds: float = 30,
-    ) -> Reply:
-        """One request on a connection of its own; its answer is kept in `replies`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
-        try:
-            connection.request(method, path, body, dict(headers or {}))
-            response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            reply = Reply(response.status, names, response.read())
-        finally:
-            connection.close()
-        self.replies.append(reply)
-        return reply
+    def down(self) -> str:
+        """`troupe down`; what it said."""
+        return self.run("down", "--config", str(self._config()))
 
-    def connect(self, seconds: float = 30) -> socket.socket:
-        """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=seconds)
+    def run(self, *words: str) -> str:
+        """A `troupe` command's standard output."""
+        done = subprocess.run(
+            [sys.executable, *TROUPE, *words],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
 
-    def raw(self, sent: bytes, seconds: float = 10) -> bytes:
-        """What these bytes are answered with until the server closes, or is silent for `seconds`."""
-        with self.connect(seconds) as connection:
-            with suppress(OSError):
-                connection.sendall(sent)
-            return received(connection)
+    def client(self, **options: Any) -> httpx2.Client:
+        """Of its API."""
+        return httpx2.Client(base_url=self.base, timeout=options.pop("timeout", 60), **options)
 
-    def folders(self) -> list[str]:
-        return self.desk.data.ids()
+    def submit(self, client: httpx2.Client, clip: Path, **fields: str) -> str:
+        """Uploads a clip; the id of its task."""
+        with clip.open("rb") as file:
+            answer = client.post("/v1/tasks", files={"file": (clip.name, file)}, data=fields)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
 
-    def work(self) -> Task:
-        """Does the next task as a runner would, with all that belongs to it; how it is then."""
+    def finished(self, client: httpx2.Client, task_id: str) -> dict[str, Any]:
+        """The task once it has ended."""
 
-        async def do() -> Task:
-            claim = await self.desk.store.claim("test", 30.0)
-            assert claim is not None, "nothing is queued"
-            runner = SimpleNamespace(
-                _data=self.desk.data, _config=self.desk.config, _service=self.desk.service, _ending=threading.Event()
-            )
-            attempt = _Attempt(cast(Any, runner), self.desk.store, self.desk.client, claim)
-            await asyncio.wait_for(attempt.do(), 120)
-            found = await self.desk.store.get(claim.task.id, None)
-            assert found is not None
-            return found
+        def ended() -> dict[str, Any] | None:
+            time.sleep(0.1)
+            with suppress(httpx2.TransportError):
+                found: dict[str, Any] = client.get(f"/v1/tasks/{task_id}").json()
+                return found if found["state"] in ("done", "failed", "cancelled") else None
+            return None
 
-        return self.run(do)
+        found: dict[str, Any] = wait_until(ended, f"the end of {task_id}")
+        return found
 
+    def segments(self, task_id: str) -> dict[int, tuple[int, int]]:
+        """Finished segments of a task that runs: inode and time of change of each, by index."""
+        found = {}
+        for journal in (self.data / "tasks" / task_id / "work").glob("*/run-*.jsonl"):
+            with suppress(FileNotFoundError):
+                indices = [json.loads(line)["index"] for line in journal.read_bytes().splitlines()]
+                assert len(indices) == len(set(indices)), f"a segment was done twice: {indices}"
+                for index in indices:
+                    status = (journal.parent / f"{index:05d}.mp4").stat()
+                    found[index] = (status.st_ino, status.st_mtime_ns)
+        return found
 
-def received(connection: socket.socket) -> bytes:
-    """Everything until its end, or until it is silent."""
-    found = bytearray()
-    with suppress(OSError):
-        while piece := connection.recv(1 << 16):
-            found += piece
-    return bytes(found)
+    def worker(self, task_id: str) -> int | None:
+        """Pid of the runner that is at work on a task: it holds the lock of its folder."""
+        with suppress(FileNotFoundError):
+            inode = (self.data / "tasks" / task_id / "work" / "lock").stat().st_ino
+            for line in Path("/proc/locks").read_text().splitlines():
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+                    return int(fields[4])
+        return None
 
+    def expected(self, clip: Path, folder: Path) -> bytes:
+        """What a lane in this process makes of a clip with the same settings."""
+        config = load_config(self._config())
+        settings = resolve(config, self.service["preset"])
+        encoder = choose_encoder(config.troupe.encode, settings.crf, settings.x264, lambda _: None)
+        root = folder / ".troupe"
+        store, library = WeightsStore(folder / "weights"), Library(folder / "library", lambda path: path)  # type: ignore[arg-type, return-value]
+        ingest = Ingest(settings, config, root, store, library, encoder, False, False)
+        item = Input(clip, folder / f"{clip.name}.mp4")
+        task = ingest.task(item, ingest.look(item))
+        plan = plan_video(task)
+        do_segments(task, plan, config)
+        assemble(task, plan)
+        return task.output.read_bytes()
 
-def statuses(answer: bytes) -> list[int]:
-    """Those of all answers in what a connection gave."""
-    return [int(line[9:12]) for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    def processes(self, name: str = "") -> list[Process]:
+        """Its living processes whose names begin so: all have its folder for their working directory."""
+        return [each for each in tree(1) if each.name.startswith(name) and self._owns(each.pid)]
 
+    def kill(self, name: str, dice: random.Random | None = None) -> int | None:
+        """SIGKILL for one of them; its pid, None when there is none."""
+        found = [each.pid for each in self.processes(name)]
+        if not found:
+            return None
+        pid = (dice or random).choice(found)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return pid
 
-def tokens(**of: str) -> Tokens:
-    """Tokens by their owners' names."""
-    return Tokens({hashlib.sha256(token.encode()).digest(): Principal(name) for name, token in of.items()})
+    def kill_all(self) -> None:
+        """SIGKILL for every process of it, as when the machine loses power."""
+        while found := self.processes():
+            for each in found:
+                with suppress(ProcessLookupError):
+                    os.kill(each.pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def await_gone(self, seconds: float = 60) -> None:
+        """Returns when nothing of it lives any more."""
+        wait_until(lambda: not self.processes(), f"the end of {[each.name for each in self.processes()]}", seconds)
+
+    def logs(self) -> str:
+        """What its replicas wrote."""
+        found = sorted((self.folder / "ray").glob("session_2*/logs/worker-*.err"))
+        return "\n".join(path.read_text(errors="replace") for path in found)
+
+    def _owns(self, pid: int) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink() == self.folder and started_at(pid) is not None
+        return False
+
+    def _config(self) -> Path:
+        troupe = {
+            "batch": {"segment_seconds": 0.5, "batch_frames": 4},
+            "encode": {"threads": 1},
+            "governor": {"min_free_gib": 0},  # however full the test machine's disk is
+            "service": self.service,
+            "presets": {"light": {**PRESET, "x264": "ultrafast"}},
+        }
+        http = {"host": "127.0.0.1", "port": self.port}
+        application = {"name": "service", "route_prefix": None, "import_path": "serve.app:build"}
+        document = {
+            "proxy_location": "Disabled",
+            "http_options": http,
+            "troupe": troupe,
+            "applications": [{**application, "args": {"http": http, "troupe": troupe, "pins": []}}],
+        }
+        self.path.write_text(yaml.safe_dump(document))
+        return self.path
 
 
 @contextmanager
-def live(
-    folder: Path,
-    *,
-    known: Tokens | None = None,
-    environ: Mapping[str, str] | None = None,
-    change: Callable[[Desk], Desk] = lambda desk: desk,
-    resolver: AbstractResolver | None = None,
-    **options: Any,
-) -> Iterator[Live]:
-    """The service, listening. When it ends, no answer that `ask` got may have told anything of this machine.
-
-    Args:
-        folder: of its files.
-        known: who may ask.
-        environ: of the service.
-        change: other tools for the desk.
-        resolver: what looks names up for it.
-        options: of `troupe.service`.
-    """
-    config, performers = settings(folder, **options), StandIn()
-
-    @asynccontextmanager
-    async def opened() -> Any:
-        async with opened_desk(config, Auth(known), performers, lambda: {"pin restage": "ok"}, environ or {}) as desk:
-            service = desk.service
-            async with GuardedClient(service.allow_networks, service.allow_ports, resolver=resolver) as client:
-                yield change(replace(desk, client=client))
-
-    app = create_app(opened, max_requests=config.troupe.service.max_requests)
-    server = server_of(app, drain_seconds=2)
-    listening = socket.create_server(("127.0.0.1", 0))
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def serve() -> None:
-        loops.append(asyncio.get_running_loop())
-        await server.serve(sockets=[listening])
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _START_SECONDS
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline, "the service did not start"
-        time.sleep(0.01)
-    running = Live(listening.getsockname()[1], app.state.desk, performers, loops[0])
+def living(service: Mapping[str, Any] | None = None, **environ: str) -> Iterator[Live]:
+    """A service that is not up yet; nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="troupe-", dir="/tmp")).resolve()
+    live = Live(folder, service, **environ)
     try:
-        yield running
+        yield live
     finally:
-        running.loop.call_soon_threadsafe(running.desk.ending.set)
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
-        assert not thread.is_alive(), "the service did not end"
-    for reply in running.replies:
-        text = reply.text + str(reply.headers)
-        assert not [word for word in (str(folder), *_SECRETS) if word in text], text
-        assert reply.status < 500 or reply.status == 503, text
+        live.kill_all()
+        if kept := os.environ.get("TROUPE_TEST_KEEP"):
+            shutil.copytree(folder, kept, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("sockets"))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_dancer(path: Path, seconds: int = 2, first: int = 0) -> Path:
+    """A small clip of a figure before green, with sound: two segments a second. `first` makes it another one."""
+    write_green_screen(path, frames=12 * seconds, width=64, height=64, rate=12, look=Look(bars=False), first=first)
+    return path
+
+
+def _free_port() -> int:
+    """A port that nobody gets by chance: it lies below those that the kernel hands out, and is used again and again."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port

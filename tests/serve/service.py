@@ -104,8 +104,9 @@ class Service:
 
 
 def settings(folder: Path, **service: Any) -> Config:
-    """A configuration whose service keeps everything in `folder`."""
-    mine = ServiceSettings(data=str(folder / "data"), library=str(folder / "library"), **service)
+    """A configuration whose service keeps everything in `folder`, and whose preset needs no weights."""
+    chosen = {"preset": "draft", **service}
+    mine = ServiceSettings(data=str(folder / "data"), library=str(folder / "library"), **chosen)
     return Config(troupe=TroupeSettings(service=mine))
 
 

@@ -1,6 +1,6 @@
 """What strangers send to the service over a real connection, and what must not come of it.
 
-Each service here also checks at its end that no answer told a path or a stack of this machine (`tests.serve.live`).
+Each service here also checks at its end that no answer told a path or a stack of this machine (`tests.serve.socketed`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serve.desk import Desk
 from serve.pace import Patience
 from serve.schemas import NewTaskBody
 from serve.uploads import UploadLimits, Uploads
-from tests.serve.live import Live, live, received, statuses, tokens
+from tests.serve.socketed import Live, live, received, statuses, tokens
 from tests.serve.test_images_api import PNG
 from tests.serve.test_uploads import BOUNDARY, END, FORM, part
 

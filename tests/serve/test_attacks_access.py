@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text as sql
 
-from tests.serve.live import Live, Reply, live
+from tests.serve.socketed import Live, Reply, live
 from tests.serve.test_attacks import CLIP, JSON, MINE, OTHER, PNG, RAW, A, B, guarded, here, lingering, one, operations
 
 __all__ = ["guarded", "here", "one"]

@@ -158,7 +158,7 @@ def test_invalid_request_says_where_and_repeats_nothing(client: TestClient) -> N
         (SpoolError("u", "r"), 507, "storage"),
         (MediaError("u", "r"), 422, "media_refused"),
         (UsageError("u", "r"), 400, "bad_request"),
-        (WeightsError("u", "r"), 503, "weights_missing"),
+        (WeightsError("u", "r"), 422, "weights_missing"),
         (RoomError("u", "r", ["a table"]), 503, "no_room"),
         (ClusterError("u", "r"), 503, "unavailable"),
         (JobError("u", "r"), 500, "failed"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve import auth
-from tests.serve.live import Live, live, tokens
+from tests.serve.socketed import Live, live, tokens
 
 SoakCount = Callable[[int, int], int]
 TOKEN = "token-of-a-0123456789"

@@ -33,14 +33,14 @@ def submitted(here: Service, **fields: str) -> str:
 
 
 def test_upload_is_accepted_with_its_choices_completed_by_the_preset(here: Service) -> None:
-    answer = here.client.post("/v1/tasks", files=FORM, data={"preset": "draft", "background": "#20405f"})
+    answer = here.client.post("/v1/tasks", files=FORM, data={"target": "480x360", "background": "#20405f"})
     assert answer.status_code == 202
     task = answer.json()
     assert answer.headers["location"] == f"/v1/tasks/{task['id']}"
     assert answer.headers["retry-after"] == "1"
     assert task["state"] == "queued"
     assert task["name"] == "dance.mp4"
-    assert task["settings"]["upscale"] == "lanczos"
+    assert (task["settings"]["upscale"], task["settings"]["target"]) == ("lanczos", "480x360")
     assert task["settings"]["background"] == "#20405f"
     assert (here.desk.data.of(task["id"]).input / "input").read_bytes() == CLIP
 
@@ -64,8 +64,8 @@ def test_url_is_kept_for_the_runner_and_a_private_one_is_refused_at_once(here: S
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"preset": "none-such"}, 400),
-        ({"upscale": "../../etc/passwd"}, 400),
+        ({"preset": "none-such"}, 422),
+        ({"upscale": "../../etc/passwd"}, 422),
         ({"background": "/etc/passwd"}, 422),
         ({"background": "../secret.mp4"}, 422),
         ({"crf": "99"}, 422),
@@ -322,3 +322,13 @@ def test_interactive_documents_need_no_other_server(here: Service) -> None:
     assert "https://" not in page.replace("https://fastapi", "")
     for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
         assert here.client.get(path).status_code == 200, path
+
+
+def test_weights_that_are_missing_are_told_at_once(
+    here: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TROUPE_WEIGHTS", str(tmp_path / "empty"))
+    answer = here.client.post("/v1/tasks", files=FORM, data={"upscale": "realesr-animevideov3"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "weights_missing")
+    assert "troupe weights fetch realesr-animevideov3" in answer.json()["detail"]
+    assert here.folders() == []

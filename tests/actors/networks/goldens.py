@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -72,41 +73,43 @@ def millions(network: nn.Module) -> float:
     return round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2)
 
 
-def dead_parameters(network: nn.Module, call: Callable[[], Iterable[Tensor]]) -> set[str]:
-    """Names of the parameters on which no output depends: those with a zero gradient of a random sum of all outputs.
+def dead(network: nn.Module, call: Callable[[], Iterable[Tensor]]) -> set[str]:
+    """Names in the state dict on which no output depends: a random sum of all outputs has no gradient there.
 
-    `call` must not be under `inference_mode`.
+    Those are parameters, statistics and other buffers alike; counters are left out. `call` must not be under
+    `inference_mode`.
     """
     generator = torch.Generator().manual_seed(5)
-    network.requires_grad_(True)
+    values = {name: value for name, value in network.state_dict(keep_vars=True).items() if value.is_floating_point()}
+    for value in values.values():
+        value.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            total: Any = sum((value * torch.rand(value.shape, generator=generator)).sum() for value in call())
-            parameters = dict(network.named_parameters())
-            gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        with torch.enable_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "batch_norm", _batch_norm)
+            total: Any = sum((output * torch.rand(output.shape, generator=generator)).sum() for output in call())
+            gradients = torch.autograd.grad(total, list(values.values()), allow_unused=True)
     finally:
-        network.requires_grad_(False)
+        for value in values.values():
+            value.requires_grad_(False)
     return {
         name
-        for name, gradient in zip(parameters, gradients, strict=True)
+        for name, gradient in zip(values, gradients, strict=True)
         if gradient is None or not gradient.abs().max() > 0
     }
 
 
-def dead_buffers(network: nn.Module, call: Callable[[], Iterable[Tensor]], every: int = 1) -> set[str]:
-    """Names of the float buffers in the state dict, such as BatchNorm's statistics, on which no output depends.
-
-    Args:
-        every: looks at each so-manieth of them. A BatchNorm whose weight and bias matter has statistics that do.
-    """
-    reference = [value.clone() for value in call()]
-    dead = set()
-    for name in sorted(network.state_dict().keys() - dict(network.named_parameters()).keys())[::every]:
-        buffer = network.get_buffer(name)
-        if buffer.is_floating_point():
-            before = buffer.clone()
-            buffer.mul_(1.5).add_(0.5)
-            if all(torch.equal(value, same) for value, same in zip(call(), reference, strict=True)):
-                dead.add(name)
-            buffer.copy_(before)
-    return dead
+def _batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,  # noqa: ARG001 - of training
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch's with known statistics, in operations that have gradients for them."""
+    assert not training
+    scale = weight * (var + eps).rsqrt()
+    places = (-1, *[1] * (x.ndim - 2))
+    return x * scale.view(places) + (bias - mean * scale).view(places)

@@ -89,22 +89,11 @@ def test_other_backbones_are_another_family() -> None:
 
 
 @pytest.mark.parametrize("entry", BACKBONES)
-def test_every_parameter_but_those_of_training_matters(shared: Path, entry: str) -> None:
+def test_every_tensor_of_the_state_dict_but_those_of_training_matters(shared: Path, entry: str) -> None:
     network, x = build(shared, entry), noise(1, 3, 64, 64)
     training = {name for name, _ in network.named_parameters() if name.startswith(TRAINING)}
     assert len(training) == 12
-    assert goldens.dead_parameters(network, lambda: [network(x)]) == training
-
-
-@torch.no_grad()
-def test_batch_norm_statistics_matter(shared: Path) -> None:
-    network, x = tiny(shared), noise(1, 3, 64, 64)
-    state, before = network.state_dict(), network(x)
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::31]:
-        kept = state[name].clone()
-        state[name].mul_(1.5)
-        assert not torch.equal(network(x), before), name
-        state[name].copy_(kept)
+    assert goldens.dead(network, lambda: [network(x)]) == training
 
 
 @torch.no_grad()

@@ -52,21 +52,9 @@ def test_the_number_of_classes_is_read_from_the_state_dict() -> None:
     assert found(torch.rand(2, 3, 32, 32)).shape == (2, 7, 32, 32)
 
 
-def test_every_parameter_matters(shared: Path) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path) -> None:
     network, x = build(shared), goldens.arrays(shared, "bisenet")["x"]
-    assert goldens.dead_parameters(network, lambda: network.all_maps(x)) == set()
-
-
-@torch.no_grad()
-def test_batch_norm_statistics_matter(shared: Path) -> None:
-    network = build(shared)
-    x, state = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(2)), network.state_dict()
-    before = torch.cat([m.flatten() for m in network.all_maps(x)])
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::7]:
-        kept = state[name].clone()
-        state[name].mul_(1.5)
-        assert not torch.equal(torch.cat([m.flatten() for m in network.all_maps(x)]), before), name
-        state[name].copy_(kept)
+    assert goldens.dead(network, lambda: network.all_maps(x)) == set()
 
 
 @pytest.mark.parametrize(("height", "width"), [(67, 45), (1, 1), (33, 130)])

@@ -89,21 +89,7 @@ def test_foreign_state_dicts_are_not_taken_for_cutie() -> None:
 
 def test_only_the_training_head_does_not_matter(network: Cutie, shared: Path) -> None:
     head = {f"aux_computer.sensory_aux.projection.{name}" for name in ("weight", "bias")}
-    assert goldens.dead_parameters(network, lambda: outputs(network, shared, "cutie").values()) == head
-
-
-@torch.no_grad()
-def test_every_statistic_and_frequency_matters(network: Cutie) -> None:
-    generator = torch.Generator().manual_seed(1)
-    frames = torch.randn(1, 3, 32, 32, generator=generator)
-    assert goldens.dead_buffers(network.pixel_encoder, lambda: network.pixel_encoder(frames), every=13) == set()
-    mask = torch.cat([frames, frames[:, :2]], 1)
-    assert goldens.dead_buffers(network.mask_encoder, lambda: network.mask_encoder(mask), every=7) == set()
-    value, seen = torch.randn(1, 256, 3, 4, generator=generator), torch.rand(1, 3, 4, generator=generator)
-    summaries = network.object_summarizer(seen, value)
-    assert goldens.dead_buffers(network.object_summarizer, lambda: [network.object_summarizer(seen, value)]) == set()
-    transformer = network.object_transformer
-    assert goldens.dead_buffers(transformer, lambda: [transformer(value, summaries)[0]]) == set()
+    assert goldens.dead(network, lambda: outputs(network, shared, "cutie").values()) == head
 
 
 @pytest.mark.parametrize(

@@ -123,10 +123,10 @@ def test_names_and_shapes_are_those_of_the_initialisers() -> None:
     assert ferplus.detect({"Parameter3": torch.zeros(64, 1, 3, 3)}) is None
 
 
-def test_every_parameter_matters(shared: Path) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path) -> None:
     faces = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(5)) * 255
     network = build(shared)
-    assert goldens.dead_parameters(network, lambda: [network(faces)]) == set()
+    assert goldens.dead(network, lambda: [network(faces)]) == set()
 
 
 def test_other_shapes_are_refused_with_the_rule() -> None:

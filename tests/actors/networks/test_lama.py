@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,6 @@ from torch import Tensor
 
 from actors.networks.lama import LaMa, detect, inpaint
 from tests.actors.networks import goldens
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, which only spin where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +72,9 @@ def test_blocks_are_counted_in_the_state_dict(blocks: int) -> None:
     assert detect({}) is None
 
 
-def test_every_parameter_has_its_effect(shared: Path, network: LaMa) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path, network: LaMa) -> None:
     x = goldens.arrays(shared, "lama")["x"]
-    assert goldens.dead_parameters(network, lambda: outputs(network, x).values()) == set()
-
-
-@torch.inference_mode()
-def test_batch_norm_statistics_matter(short: LaMa) -> None:
-    x = torch.cat(picture(1, 16, 24), 1)
-    expected = outputs(short, x)["logit"]
-    changed = copy.deepcopy(short)
-    for name, statistic in changed.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            statistic.mul_(3)
-            assert not torch.equal(outputs(changed, x)["logit"], expected), name
-            statistic.copy_(short.get_buffer(name))
+    assert goldens.dead(network, lambda: outputs(network, x).values()) == set()
 
 
 @torch.inference_mode()

@@ -43,21 +43,9 @@ def test_sizes_and_keys_are_the_official_ones(shared: Path) -> None:
     assert modnet.detect(network.lr_branch.state_dict()) is None
 
 
-def test_every_parameter_matters(shared: Path) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path) -> None:
     network, x = build(shared), goldens.arrays(shared, "modnet")["x"]
-    assert goldens.dead_parameters(network, lambda: network.all_maps(x)) == set()
-
-
-@torch.no_grad()
-def test_batch_norm_statistics_matter(shared: Path) -> None:
-    network = build(shared)
-    x, state = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(2)), network.state_dict()
-    before = torch.cat([m.flatten() for m in call(network, x).values()])
-    for name in [name for name in state if name.endswith(("running_mean", "running_var"))][::9]:
-        kept = state[name].clone()
-        state[name].mul_(1.5)
-        assert not torch.equal(torch.cat([m.flatten() for m in call(network, x).values()]), before), name
-        state[name].copy_(kept)
+    assert goldens.dead(network, lambda: network.all_maps(x)) == set()
 
 
 @torch.no_grad()

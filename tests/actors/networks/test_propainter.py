@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,6 @@ from actors.networks.inpaint.flow_completion import FlowCompletion
 from actors.networks.inpaint.propainter import ProPainter, propagate_pixels
 from actors.networks.inpaint.sparse import windows_with_holes
 from tests.actors.networks import goldens
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +117,11 @@ def test_neither_network_takes_the_other_for_its_own() -> None:
     assert propainter.detect(FlowCompletion().state_dict()) is None
 
 
-def test_every_parameter_matters(shared: Path, completion: nn.Module, painter: nn.Module) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path, completion: nn.Module, painter: nn.Module) -> None:
     gold = goldens.arrays(shared, "propainter_flow")
-    assert goldens.dead_parameters(completion, lambda: completion_outputs(completion, gold).values()) == set()
+    assert goldens.dead(completion, lambda: completion_outputs(completion, gold).values()) == set()
     gold = goldens.arrays(shared, "propainter")
-    dead = goldens.dead_parameters(painter, lambda: [painter(*painter_inputs(gold))])
+    dead = goldens.dead(painter, lambda: [painter(*painter_inputs(gold))])
     # One amount added to all of a query's products changes nothing: a softmax follows. Rounding hides it from some.
     assert all(name.endswith("attention.key.bias") for name in dead)
 

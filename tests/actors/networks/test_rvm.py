@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,6 @@ GOLDENS: list[tuple[str, Variant, Refiner, float]] = [
     ("rvm_mnv3_fgf", "mobilenetv3", "fast_guided_filter", 1.8),
     ("rvm_rn50", "resnet50", "deep_guided_filter", 1.4),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, which only spin where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

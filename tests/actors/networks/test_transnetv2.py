@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,6 @@ from torch import Tensor
 
 from actors.networks.transnetv2 import Scores, TransNetV2, detect, finish, step
 from tests.actors.networks import goldens
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from threads, which only spin where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +85,13 @@ def test_state_dict_has_the_official_names_shapes_and_order(shared: Path, networ
     assert detect({}) is None
 
 
-def test_every_parameter_has_its_effect(network: TransNetV2) -> None:
+def test_every_tensor_of_the_state_dict_matters(network: TransNetV2) -> None:
     frames = film(24)[None]
-    assert goldens.dead_parameters(network, lambda: outputs(network, frames).values()) == set()
+    assert goldens.dead(network, lambda: outputs(network, frames).values()) == set()
 
 
 @torch.inference_mode()
-def test_batch_norm_statistics_matter(network: TransNetV2) -> None:
-    frames = film(2)[None]
-    expected = network(frames)[0]
-    for name, _ in network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            changed = copy.deepcopy(network)
-            changed.get_buffer(name).mul_(3)
-            assert not torch.equal(changed(frames)[0], expected), name
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("length", [1, 20, 105])
+@pytest.mark.parametrize("length", [1, 20, 33])
 def test_a_batch_gives_what_its_stretches_give_at_any_length(network: TransNetV2, length: int) -> None:
     a, b = film(length), film(length).flip(0)
     for together, alone_a, alone_b in zip(
@@ -127,7 +105,7 @@ def test_a_film_in_pieces_scores_bit_for_bit_as_in_one(network: TransNetV2) -> N
     frames = film(80)
     whole = as_the_authors_do(network, frames)
     assert whole.one_hot.shape == whole.many_hot.shape == (80,)
-    for size in (1, 7, 50, 333):
+    for size in (7, 50):  # and many others of a network that costs nothing, below
         scores = in_pieces(network, frames, size)
         assert torch.equal(scores.one_hot, whole.one_hot), size
         assert torch.equal(scores.many_hot, whole.many_hot), size

@@ -72,22 +72,9 @@ def test_isnet_has_the_official_size_and_keys(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", EVERY)
-def test_every_parameter_matters(shared: Path, entry: str) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path, entry: str) -> None:
     network, x = build(shared, entry), goldens.arrays(shared, entry)["x"]
-    assert goldens.dead_parameters(network, lambda: list(call(network, x).values())) == set()
-
-
-@torch.no_grad()
-def test_batch_norm_statistics_matter(shared: Path) -> None:
-    network, x = build(shared, "u2netp"), goldens.arrays(shared, "u2netp")["x"][:, :, :40, :56]
-    state = network.state_dict()
-    before = torch.cat([m.flatten() for m in call(network, x).values()])
-    names = [name for name in state if name.endswith(("running_mean", "running_var"))]
-    for name in names[::97]:
-        kept = state[name].clone()
-        state[name].mul_(1.5)
-        assert not torch.equal(torch.cat([m.flatten() for m in call(network, x).values()]), before), name
-        state[name].copy_(kept)
+    assert goldens.dead(network, lambda: list(call(network, x).values())) == set()
 
 
 @pytest.mark.parametrize("entry", ["u2netp", "isnet"])
