@@ -39,9 +39,10 @@ from cluster.config import Config, HttpSettings, PinSettings, ServiceSettings, T
 from cluster.pins import delete_applications, deploy_all, describe
 from cluster.session import connect
 from jobs.restage.settings import resolve
-from serve.app import build, service_args
+from serve.app import build
 from serve.folders import DataFolder
 from serve.payload import INPUT, RestagePayload
+from serve.places import service_args
 from serve.progress import TaskProgress
 from serve.restage import STAGES, restage
 from serve.store import NewTask, Task, TaskState
@@ -61,7 +62,7 @@ def measured(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     config = _config(args, folder)
     from actors.pin import build as build_pin
 
-    deploy_all(config.pins, build_pin, {SERVICE: build(service_args(config, folder))})
+    deploy_all(config.pins, build_pin, {SERVICE: build(service_args(config))})
     step = Step(UPSCALE, {}, {"size": [2 * args.size[0], 2 * args.size[1]], "max_input": None})
     describe(PIN, [asdict(step)], 120)
     try:

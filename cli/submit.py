@@ -19,7 +19,7 @@ from cluster.interrupts import ending_everything
 from jobs import options
 from jobs.inputs import collect, mask_of, shown
 from jobs.restage import choices
-from serve.asking import DEFAULT_SERVER, is_url
+from serve.client.asking import DEFAULT_SERVER, is_url
 
 if TYPE_CHECKING:
     from serve.client import Client

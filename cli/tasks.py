@@ -19,7 +19,7 @@ from cli.watching import Awaited, Watch, follow_to_the_end
 from cluster.errors import Exit, TroupeError, UsageError
 from cluster.tables import as_table
 from jobs.options import AsJson as JsonLines
-from serve.asking import DEFAULT_SERVER
+from serve.client.asking import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from serve.client import Client

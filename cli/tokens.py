@@ -35,7 +35,7 @@ def new(
     with exit_codes():
         from pydantic import ValidationError
 
-        from serve.auth import TokenSettings, new_token
+        from serve.edge.auth import TokenSettings, new_token
 
         token, digest = new_token()
         try:

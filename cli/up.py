@@ -22,6 +22,7 @@ from cluster.room import Room, survey
 from cluster.session import connect, joins, messages_on_stderr
 from cluster.standing import join_standing, standing, start, stop
 from cluster.weights import default_store
+from serve.places import resolved, service_args
 
 Say = Callable[[str], None]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="By default ray-config.yaml here.")]
@@ -37,11 +38,15 @@ def up(
     say = _speaker()
     with exit_codes():
         found = load_config(config)
+        if found.service is not None:
+            from serve.edge.auth import tokens_of  # takes a while to import
+
+            tokens_of(resolved(found), os.environ)  # before Ray takes ten seconds to start
         joined = join_standing(os.environ) or joins(os.environ)
         if not joined:
             budget = local_budget(found, gpus=num_gpus)
             if budget is not None:
-                check_gpus(budget)  # before Ray takes ten seconds to start
+                check_gpus(budget)
             os.environ["RAY_ADDRESS"] = start(os.environ, num_cpus=num_cpus, num_gpus=num_gpus).address
         try:
             _bring_up(found, say)
@@ -108,9 +113,9 @@ def _service_of(config: Config) -> dict[str, Any]:
     """The HTTP service's application by its name; nothing where the configuration has none."""
     if config.service is None:
         return {}
-    from serve.app import build, service_args
+    from serve.app import build
 
-    return {config.service: build(service_args(config, config.path.parent if config.path else Path.cwd()))}
+    return {config.service: build(service_args(resolved(config)))}
 
 
 def _weights_here(config: Config) -> dict[Path, str]:

@@ -11,10 +11,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.metrics import ServiceMetrics
-from serve import problems
 from serve.desk import Desk
-from serve.measure import Measure
-from serve.problems import busy, respond
+from serve.edge import problems
+from serve.edge.measure import Measure
+from serve.edge.problems import busy, respond
 from serve.routes import events, health, images, restaging, results, seed, tasks
 from serve.upkeep import upkeep
 

@@ -18,33 +18,16 @@ from ray import serve as ray_serve
 from cluster.config import Config
 from cluster.files import sha256_of
 from cluster.identity import code_hash
+from serve.edge.auth import tokens_of
 from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
-from serve.ingress import Ingress, tokens_of
-from serve.places import data_root
+from serve.ingress import Ingress
+from serve.places import data_root, resolved, service_args
 from serve.runner import SHUTDOWN_SECONDS as RUNNER_SHUTDOWN_SECONDS
 from serve.runner import Runner
 
 #: What Ray calls the head node among its resources; a little of it keeps an actor there.
 _HEAD = {"node:__internal_head__": 0.001}
 _HEALTH_CHECK_SECONDS = 5.0
-
-
-def service_args(config: Config, folder: Path) -> dict[str, Any]:
-    """What `build` takes, with the paths of the configuration made absolute.
-
-    Args:
-        config: as loaded.
-        folder: that of the configuration file.
-    """
-    service = config.troupe.service
-    paths = {
-        name: str((folder / Path(value).expanduser()).absolute())
-        for name in ("tokens", "library", "data")
-        if (value := getattr(service, name))
-    }
-    troupe = config.troupe.model_copy(update={"service": service.model_copy(update=paths)})
-    absolute = config.model_copy(update={"troupe": troupe})
-    return absolute.model_dump(mode="json", include={"http", "troupe", "pins"})
 
 
 def build(args: Mapping[str, Any]) -> ray_serve.Application:
@@ -60,9 +43,8 @@ def build(args: Mapping[str, Any]) -> ray_serve.Application:
     tokens_of(given, os.environ)
     service = given.troupe.service
     data = {"service": service.model_copy(update={"data": str(data_root(service, os.environ))})}
-    said = service_args(given.model_copy(update={"troupe": given.troupe.model_copy(update=data)}), Path.cwd())
-    config = Config.model_validate(said)
-    service = config.troupe.service
+    config = resolved(given.model_copy(update={"troupe": given.troupe.model_copy(update=data)}))
+    said, service = service_args(config), config.troupe.service
     # A lane creates no context on the GPU, whose memory belongs to the pins, unless it encodes there.
     hidden = {} if config.troupe.encode.codec != "x264" else {"CUDA_VISIBLE_DEVICES": ""}
     common = {"health_check_period_s": _HEALTH_CHECK_SECONDS}

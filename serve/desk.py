@@ -20,14 +20,14 @@ from actors.video.stills import Stills
 from cluster.config import Config, ServiceSettings
 from jobs.backgrounds import Library, open_once
 from jobs.limits import limits_of
-from serve.auth import Auth
-from serve.fetch import GuardedClient
+from serve.edge.auth import Auth
+from serve.edge.problems import busy
 from serve.folders import DataFolder
 from serve.places import data_root, database_url
-from serve.problems import busy
 from serve.store import Store
-from serve.uploads import UploadLimits, Uploads
-from serve.webhooks import Signer
+from serve.transfer.fetch import GuardedClient
+from serve.transfer.uploads import UploadLimits, Uploads
+from serve.transfer.webhooks import Signer
 
 _BUSY_SECONDS = 2.0
 #: Images being decoded at once, and what each of those processes may take.

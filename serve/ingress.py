@@ -1,8 +1,9 @@
 """The ingress: a Serve deployment whose replica answers HTTP itself, with uvicorn.
 
 Serve's proxy reads a body ahead of whoever handles it, into memory and without bound (an 800 MB upload to a slow disk
-took 1.4 GB). uvicorn stops reading a connection while its request is not read, so an upload costs what `serve.uploads`
-says. Serve still starts, supervises and replaces this process, and shows it; only its proxy is left out.
+took 1.4 GB). uvicorn stops reading a connection while its request is not read, so an upload costs what
+`serve.transfer.uploads` says. Serve still starts, supervises and replaces this process, and shows it; only its proxy is
+left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
@@ -24,9 +24,9 @@ from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
 from cluster.processes import die_with_parent
 from serve.api import create_app
-from serve.auth import Auth, Tokens, refuse_open_host
-from serve.connections import server_of
 from serve.desk import opened_desk
+from serve.edge.auth import Auth, tokens_of
+from serve.edge.connections import server_of
 from serve.logs import log_as_json
 from serve.performers import Performers
 
@@ -136,18 +136,6 @@ class Applications:
                 }
                 self._asked = time.monotonic()
             return dict(self._states)
-
-
-def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
-    """The tokens that may ask; None where everybody on this machine may.
-
-    Raises:
-        UsageError: the file is broken, or there is none and the address is open to others.
-    """
-    path = config.troupe.service.tokens
-    tokens = Tokens.load(Path(path), environ) if path else None
-    refuse_open_host(config.http.host, tokens)
-    return tokens
 
 
 def listening(host: str, port: int) -> socket.socket:

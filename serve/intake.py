@@ -26,16 +26,16 @@ from cluster.config import Config
 from cluster.errors import MediaError, UsageError, WeightsError
 from cluster.weights import default_store
 from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, resolve
-from serve.auth import Principal, check_queued
 from serve.desk import Desk
+from serve.edge.auth import Principal, check_queued
+from serve.edge.problems import Problem, busy
+from serve.edge.request_id import request_id
 from serve.folders import TaskFolder
-from serve.pace import Pace, Patience, TooSlowError
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
-from serve.problems import Problem, busy
-from serve.request_id import request_id
 from serve.schemas import RestageChoices
 from serve.store import Document, NewTask, Quota, Remembered, Reservation, Task
-from serve.uploads import Upload
+from serve.transfer.pace import Pace, Patience, TooSlowError
+from serve.transfer.uploads import Upload
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -8,7 +8,7 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from serve.request_id import request_id
+from serve.edge.request_id import request_id
 
 task_id: ContextVar[str] = ContextVar("task_id", default="")
 """Id of the task that is being worked on; empty outside of one."""

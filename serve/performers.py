@@ -19,7 +19,7 @@ from cluster.causes import cause_of
 from cluster.config import Config
 from cluster.errors import ClusterError, DeferredError
 from cluster.pins import handle
-from serve.request_id import request_id
+from serve.edge.request_id import request_id
 
 _DEFERRED_SECONDS = 0.2
 _LOST_SECONDS = (0.2, 1.0, 3.0)

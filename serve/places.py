@@ -1,14 +1,32 @@
-"""Where the service keeps what it keeps."""
+"""Where the service keeps what it keeps, and its configuration on the way to its processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from cluster.config import ServiceSettings
+from cluster.config import Config, ServiceSettings
 from serve.folders import default_data
 
 DATABASE = "troupe.db"
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with the service's paths made absolute: from the file's folder, or from this process's."""
+    folder, service = config.path.parent if config.path else Path.cwd(), config.troupe.service
+    paths = {
+        name: str((folder / Path(value).expanduser()).absolute())
+        for name in ("tokens", "library", "data")
+        if (value := getattr(service, name))
+    }
+    troupe = config.troupe.model_copy(update={"service": service.model_copy(update=paths)})
+    return config.model_copy(update={"troupe": troupe})
+
+
+def service_args(config: Config) -> dict[str, Any]:
+    """What `serve.app:build` takes of a configuration."""
+    return config.model_dump(mode="json", include={"http", "troupe", "pins"})
 
 
 def data_root(settings: ServiceSettings, environ: Mapping[str, str]) -> Path:

@@ -20,18 +20,18 @@ from cluster.config import Config
 from cluster.errors import ClusterError, StoppedError, TroupeError
 from cluster.heap import give_back_freed
 from cluster.processes import die_with_parent
-from serve.fetch import FetchError, FetchLimits, GuardedClient
+from serve.edge.problems import problem_of
+from serve.edge.request_id import request_id
 from serve.folders import DataFolder, TaskFolder
 from serve.logs import log_as_json, task_id
-from serve.pace import Patience
 from serve.payload import INPUT, ON_DEMAND, RestagePayload
 from serve.places import data_root, database_url
-from serve.problems import problem_of
 from serve.progress import TaskProgress
-from serve.request_id import request_id
 from serve.restage import STAGES, restage
 from serve.store import Claim, Document, Store, StoreError, TaskState
 from serve.store.values import MAX_PRIORITY
+from serve.transfer.fetch import FetchError, FetchLimits, GuardedClient
+from serve.transfer.pace import Patience
 from serve.work import Made, Work
 
 log = logging.getLogger(__name__)

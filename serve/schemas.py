@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.problems import ProblemDetails
+from serve.edge.problems import ProblemDetails
 from serve.store import Task, TaskState
 
 _X264 = Literal[

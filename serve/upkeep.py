@@ -12,7 +12,7 @@ from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
 from serve.folders import Ended
 from serve.store import Delivery, StoreError, TaskState
-from serve.webhooks import Outcome, Webhooks, message, told
+from serve.transfer.webhooks import Outcome, Webhooks, message, told
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials
 
-from serve.auth import BEARER, X_TOKEN, Principal
 from serve.desk import Desk, desk_of
+from serve.edge.auth import BEARER, X_TOKEN, Principal
 
 
 async def caller(

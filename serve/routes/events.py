@@ -13,9 +13,9 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.auth import Principal
 from serve.desk import Desk
-from serve.problems import responses
+from serve.edge.auth import Principal
+from serve.edge.problems import responses
 from serve.routes.access import Asks, TheDesk
 from serve.routes.tasks import COMMON, TaskId, found
 from serve.store import Event, StoreError, Task

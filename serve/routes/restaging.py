@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request, Response
 from actors.video.scan import inspect
 from cluster.errors import MediaError
 from jobs.limits import limits_of
-from serve.auth import Principal
 from serve.desk import Desk
+from serve.edge.auth import Principal
+from serve.edge.negotiation import Preference
+from serve.edge.problems import Problem, responses
 from serve.intake import Incoming, accept, check_webhook, media_or_problem, parsed, restage_payload
-from serve.negotiation import Preference
 from serve.payload import INPUT, ON_DEMAND
 from serve.performers import unless_gone
-from serve.problems import Problem, responses
 from serve.routes.access import Asks, TheDesk
 from serve.routes.results import send_result
 from serve.routes.tasks import ACCEPTED, COMMON, accepted, answer_of, body_of, missing

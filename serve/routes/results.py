@@ -11,8 +11,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import FileResponse
 
 from serve.desk import Desk
+from serve.edge.problems import Problem, responses
 from serve.folders import FolderError
-from serve.problems import Problem, responses
 from serve.routes.access import Asks, TheDesk
 from serve.routes.tasks import COMMON, TaskId, found
 from serve.store import Task, TaskState

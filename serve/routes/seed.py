@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 
-from serve.auth import Principal
 from serve.desk import Desk
+from serve.edge.auth import Principal
+from serve.edge.problems import responses
 from serve.folders import TaskFolder
 from serve.intake import Incoming, accept, parsed, restage_payload
 from serve.payload import INPUT
-from serve.problems import responses
 from serve.routes.access import Asks, TheDesk
 from serve.routes.tasks import COMMON, IDEMPOTENCY, found
 from serve.schemas import RestageChoices, SeedCreate, SeedForm, SeedTask

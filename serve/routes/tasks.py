@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve.auth import Principal
 from serve.desk import Desk
+from serve.edge.auth import Principal
+from serve.edge.problems import Problem, responses
 from serve.intake import Incoming, accept, check_webhook, parsed, restage_payload
 from serve.payload import INPUT
-from serve.problems import Problem, responses
 from serve.routes.access import Asks, TheDesk
 from serve.schemas import NewTaskBody, NewTaskFields, TaskForm, TaskList, TaskView
 from serve.store import Document, NewTask, Quota, Task, TaskState

@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cli.main import app
-from serve.auth import Tokens
+from serve.edge.auth import Tokens
 
 
 def new(*arguments: str) -> Result:

@@ -19,8 +19,8 @@ from actors.frames import FrameBatch
 from actors.model import Step
 from cluster.config import Config, ServiceSettings, TroupeSettings
 from serve.api import create_app
-from serve.auth import Auth, Tokens
 from serve.desk import Desk, opened_desk
+from serve.edge.auth import Auth, Tokens
 from serve.payload import RESULT
 from serve.store import Claim, TaskState
 from tests.jobs.command import wait_until

@@ -19,12 +19,12 @@ from typing import Any, TypeVar, cast
 from aiohttp.abc import AbstractResolver
 
 from serve.api import create_app
-from serve.auth import Auth, Principal, Tokens
-from serve.connections import server_of
 from serve.desk import Desk, opened_desk
-from serve.fetch import GuardedClient
+from serve.edge.auth import Auth, Principal, Tokens
+from serve.edge.connections import server_of
 from serve.runner import _Attempt
 from serve.store import Task
+from serve.transfer.fetch import GuardedClient
 from tests.serve.service import StandIn, settings
 
 T = TypeVar("T")

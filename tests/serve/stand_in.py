@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cluster.config import Config
 from serve.api import create_app
-from serve.auth import Auth
-from serve.connections import server_of
 from serve.desk import opened_desk
+from serve.edge.auth import Auth
+from serve.edge.connections import server_of
 from serve.folders import DataFolder
 from serve.ingress import DRAIN_SECONDS, listening
 from serve.payload import RESULT

@@ -17,9 +17,9 @@ import pytest
 
 from serve import auth, connections, intake
 from serve.desk import Desk
-from serve.pace import Patience
 from serve.schemas import NewTaskBody
-from serve.uploads import UploadLimits, Uploads
+from serve.transfer.pace import Patience
+from serve.transfer.uploads import UploadLimits, Uploads
 from tests.serve.socketed import Live, live, received, statuses, tokens
 from tests.serve.test_images_api import PNG
 from tests.serve.test_uploads import BOUNDARY, END, FORM, part

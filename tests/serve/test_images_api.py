@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cluster.errors import ClusterError
-from serve.negotiation import Preference, best_kind
+from serve.edge.negotiation import Preference, best_kind
+from serve.edge.problems import Problem
 from serve.performers import unless_gone
-from serve.problems import Problem
 from tests.images import bomb, encoded
 from tests.serve.service import Service, service
 

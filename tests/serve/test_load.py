@@ -27,7 +27,7 @@ BODY = b"a video as small as one can be" * 100
 #: What one connection may cost with the request that it carries: buffers of uvicorn and kernel-side copies of none,
 #: the parsed request, a task's row and its JSON. Measured at 50 to 60 KiB.
 KIB_A_CLIENT = 128
-#: An upload being received (`serve.uploads`), the process before the first request apart.
+#: An upload being received (`serve.transfer.uploads`), the process before the first request apart.
 KIB_AN_UPLOAD, UPLOADS = 3 << 10, 4
 #: What is not counted by requests: threads' stacks that are touched, SQLite's caches, pages that malloc keeps.
 KIB_BESIDE = 64 << 10

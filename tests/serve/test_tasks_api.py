@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.auth import Principal, Tokens
+from serve.edge.auth import Principal, Tokens
 from serve.store import TaskState
 from tests.images import encoded
 from tests.serve.service import MADE, Service, service

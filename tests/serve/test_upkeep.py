@@ -86,7 +86,7 @@ def test_end_of_a_task_is_told_once_signed_and_again_until_it_is_heard(tmp_path:
         answer(request, status=500 if len(server.seen) <= failures else 204)
 
     options = {"allow_networks": ["127.0.0.2/32"], "webhook_secret_env": "SECRET"}
-    with WebServer(respond) as server, mock.patch("serve.webhooks.PAUSES", (0.1, 0.1, 0.1)):
+    with WebServer(respond) as server, mock.patch("serve.transfer.webhooks.PAUSES", (0.1, 0.1, 0.1)):
         options["allow_ports"] = [server.port]
         with service(tmp_path, environ={"SECRET": SECRET}, **options) as here:
             task_id = submit(here, webhook=server.url)

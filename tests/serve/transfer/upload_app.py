@@ -1,6 +1,7 @@
 """A uvicorn server of its own process that receives uploads on a slow disk; prints its port, then serves.
 
-Run as `python -m tests.serve.upload_app FOLDER BYTES_PER_SECOND MAX_BYTES`; `GET /` gives its peak memory in KiB.
+Run as `python -m tests.serve.transfer.upload_app FOLDER BYTES_PER_SECOND MAX_BYTES`; `GET /` gives its peak memory in
+KiB.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI, Request
 
-from serve.problems import install
-from serve.uploads import UploadLimits, Uploads
+from serve.edge.problems import install
+from serve.transfer.uploads import UploadLimits, Uploads
 
 
 def app(folder: Path, rate: float, max_bytes: int) -> FastAPI:

@@ -11,8 +11,8 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from cluster.errors import UsageError
-from serve.fetch import GuardedClient
-from serve.webhooks import PAUSES, Attempt, Outcome, Signer, Webhooks, message
+from serve.transfer.fetch import GuardedClient
+from serve.transfer.webhooks import PAUSES, Attempt, Outcome, Signer, Webhooks, message
 from tests.serve.web import GOOD, Canary, WebServer, answer
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

@@ -21,10 +21,10 @@ from yarl import URL
 
 from cluster.errors import TroupeError, UsageError
 from serve import fetch as fetch_module
-from serve.addresses import RefusedURLError, is_allowed, literal_address, parse_networks, shown_url
-from serve.fetch import Answer, Fetched, FetchError, FetchLimits, GuardedClient
-from serve.pace import Patience
-from serve.spool import Spool, TooLargeError
+from serve.transfer.addresses import RefusedURLError, is_allowed, literal_address, parse_networks, shown_url
+from serve.transfer.fetch import Answer, Fetched, FetchError, FetchLimits, GuardedClient
+from serve.transfer.pace import Patience
+from serve.transfer.spool import Spool, TooLargeError
 from tests.serve.web import GOOD, Canary, WebServer, answer
 
 VIDEO = bytes(range(256)) * 4096  # 1 MiB

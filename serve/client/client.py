@@ -28,9 +28,9 @@ import aiohttp
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from serve.asking import DEFAULT_SERVER, Answer, Asker, Fill, is_url
-from serve.downloading import fetched
-from serve.refusals import NO_TROUPE, ServiceError
+from serve.client.asking import DEFAULT_SERVER, Answer, Asker, Fill, is_url
+from serve.client.downloading import fetched
+from serve.client.refusals import NO_TROUPE, ServiceError
 from serve.schemas import TaskView
 from serve.store.values import TaskState, is_id
 

@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from cluster.errors import UsageError
-from serve.refusals import AGAIN, NO_TROUPE, ServiceError, refusal_of, seconds_of
+from serve.client.refusals import AGAIN, NO_TROUPE, ServiceError, refusal_of, seconds_of
 
 T = TypeVar("T")
 

@@ -23,12 +23,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from cluster.errors import TroupeError
-from serve.auth import UploadQuota
-from serve.multipart import Data, End, MultipartBody, MultipartError, Part, shown_name
-from serve.pace import Patience
-from serve.problems import Problem, problem_of
-from serve.spool import SpoolError
-from serve.uploads import Upload, UploadLimits, Uploads
+from serve.edge.auth import UploadQuota
+from serve.edge.problems import Problem, problem_of
+from serve.transfer.multipart import Data, End, MultipartBody, MultipartError, Part, shown_name
+from serve.transfer.pace import Patience
+from serve.transfer.spool import SpoolError
+from serve.transfer.uploads import Upload, UploadLimits, Uploads
 
 VIDEO = bytes(range(256)) * 4096  # 1 MiB
 BOUNDARY = "----b0undary"
@@ -327,7 +327,7 @@ def test_cancelled_upload_ends_leaves_nothing_and_frees_its_place(folder: Path) 
 
 @pytest.fixture
 def slow_server(tmp_path: Path) -> Iterator[int]:
-    command = [sys.executable, "-m", "tests.serve.upload_app", str(tmp_path), str(64 << 20), str(1 << 30)]
+    command = [sys.executable, "-m", "tests.serve.transfer.upload_app", str(tmp_path), str(64 << 20), str(1 << 30)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

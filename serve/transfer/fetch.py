@@ -27,7 +27,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cluster.errors import TroupeError
-from serve.addresses import (
+from serve.transfer.addresses import (
     WEB_PORTS,
     Network,
     RefusedURLError,
@@ -38,8 +38,8 @@ from serve.addresses import (
     parse_networks,
     shown_url,
 )
-from serve.pace import Pace, Patience, TooSlowError
-from serve.spool import Spool, TooLargeError
+from serve.transfer.pace import Pace, Patience, TooSlowError
+from serve.transfer.spool import Spool, TooLargeError
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,9 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from cluster.config import Config
 from cluster.errors import UsageError
-from serve.problems import Problem, busy
+from serve.edge.problems import Problem, busy
 
 _SHORTEST_TOKEN = 16
 _STRANGERS_PER_MINUTE = 60.0
@@ -165,6 +166,18 @@ def refuse_open_host(host: str, tokens: Tokens | None) -> None:
             "is open to other machines, and there are no tokens",
             remedy="set troupe.service.tokens to a tokens file, or listen on 127.0.0.1",
         )
+
+
+def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
+    """The tokens that may ask; None where everybody on this machine may.
+
+    Raises:
+        UsageError: the file is broken, or there is none and the address is open to others.
+    """
+    path = config.troupe.service.tokens
+    tokens = Tokens.load(Path(path), environ) if path else None
+    refuse_open_host(config.http.host, tokens)
+    return tokens
 
 
 def _is_loopback(host: str) -> bool:

@@ -19,8 +19,8 @@ from typing import Any
 from standardwebhooks import Webhook
 
 from cluster.errors import UsageError
-from serve.addresses import RefusedURLError
-from serve.fetch import FetchError, GuardedClient
+from serve.transfer.addresses import RefusedURLError
+from serve.transfer.fetch import FetchError, GuardedClient
 
 #: Pauses in seconds after each failed attempt, as the specification proposes: in all about three days.
 PAUSES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)

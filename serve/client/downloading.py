@@ -14,8 +14,8 @@ import aiohttp
 
 from cluster.errors import TroupeError, UsageError
 from cluster.files import PARTIAL, publish, sha256_of
-from serve.asking import SILENCE_SECONDS, AgainError, Asker
-from serve.refusals import ServiceError
+from serve.client.asking import SILENCE_SECONDS, AgainError, Asker
+from serve.client.refusals import ServiceError
 from serve.schemas import ResultView
 
 _CHUNK = 1 << 18

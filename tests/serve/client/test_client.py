@@ -15,9 +15,9 @@ import pytest
 import trustme
 
 from cluster.errors import Exit, UsageError
-from serve.auth import Principal, Tokens
 from serve.client import Client
-from serve.refusals import ServiceError, ServiceUsageError
+from serve.client.refusals import ServiceError, ServiceUsageError
+from serve.edge.auth import Principal, Tokens
 from serve.store import TaskState
 from tests.serve.running import MADE, Running, Wire, running_service
 from tests.serve.web import GOOD, WebServer, answer
@@ -94,7 +94,7 @@ def test_submission_whose_answer_was_lost_makes_one_task(here: Running, clip: Pa
 def test_proxy_that_forgets_the_word_to_send_is_sent_to_without(
     here: Running, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.asking._WORD_SECONDS", 0.3)
+    monkeypatch.setattr("serve.client.asking._WORD_SECONDS", 0.3)
     with Wire(here.port, drops=b"Expect: 100-continue\r\n") as wire, client(wire.url) as studio:
         studio.submit(clip)
         studio.submit(clip)

@@ -22,11 +22,11 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import ClusterError, MediaError, RoomError, TroupeError, UsageError, WeightsError
-from serve.addresses import RefusedURLError
-from serve.fetch import FetchError
-from serve.request_id import STATE, RequestIds
-from serve.spool import SpoolError, TooLargeError
+from serve.edge.request_id import STATE, RequestIds
 from serve.store.errors import CursorError, KeyBusyError, KeyReusedError, QuotaError, StoreError, TaskStateError
+from serve.transfer.addresses import RefusedURLError
+from serve.transfer.fetch import FetchError
+from serve.transfer.spool import SpoolError, TooLargeError
 
 log = logging.getLogger(__name__)
 

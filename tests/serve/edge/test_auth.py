@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from starlette.testclient import TestClient
 
 from cluster.errors import UsageError
-from serve.auth import (
+from serve.edge.auth import (
     LOCAL,
     Auth,
     Principal,
@@ -22,7 +22,7 @@ from serve.auth import (
     new_token,
     refuse_open_host,
 )
-from serve.problems import Problem, install
+from serve.edge.problems import Problem, install
 
 GOOD, OTHER = "studio-token-0123456789", "phone-token-0123456789"
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from starlette.requests import Request
 
-from serve.auth import UploadQuota
-from serve.multipart import Data, End, MultipartBody, MultipartError, Part
-from serve.pace import Pace, Patience, TooSlowError
-from serve.problems import Problem, busy
-from serve.spool import Spool, Spooled
+from serve.edge.auth import UploadQuota
+from serve.edge.problems import Problem, busy
+from serve.transfer.multipart import Data, End, MultipartBody, MultipartError, Part
+from serve.transfer.pace import Pace, Patience, TooSlowError
+from serve.transfer.spool import Spool, Spooled
 
 _OVERHEAD = 1 << 18  # of a multipart body beside its files: boundaries, headers, fields
 _BUSY_SECONDS = 5.0

@@ -16,11 +16,11 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from cluster.errors import ClusterError, JobError, MediaError, RoomError, TroupeError, UsageError, WeightsError
-from serve.addresses import RefusedURLError
-from serve.fetch import FetchError
-from serve.problems import MEDIA_TYPE, FieldProblem, Problem, busy, install, problem_of, responses, without_paths
-from serve.request_id import RequestIdFilter, request_id
-from serve.spool import SpoolError, TooLargeError
+from serve.edge.problems import MEDIA_TYPE, FieldProblem, Problem, busy, install, problem_of, responses, without_paths
+from serve.edge.request_id import RequestIdFilter, request_id
+from serve.transfer.addresses import RefusedURLError
+from serve.transfer.fetch import FetchError
+from serve.transfer.spool import SpoolError, TooLargeError
 
 SECRET = "/srv/secret/data"
 
@@ -105,7 +105,7 @@ def test_unexpected_error_is_in_the_log_under_the_id(client: TestClient, caplog:
     caplog.handler.addFilter(RequestIdFilter())
     answer = client.get("/crash", headers={"x-request-id": "abc.1"})
     assert answer.json()["request_id"] == "abc.1"
-    (record,) = [record for record in caplog.records if record.name == "serve.problems"]
+    (record,) = [record for record in caplog.records if record.name == "serve.edge.problems"]
     assert record.exc_info is not None
     assert vars(record)["request_id"] == "abc.1"
 
