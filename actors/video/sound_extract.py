@@ -45,9 +45,14 @@ class Copy:
         self.end = Fraction(0)
 
     def feed(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Packets to write for one that was read."""
+        """Packets to write for one that was read.
+
+        Raises:
+            FFmpegError: it cannot be decoded, which the final file would be found to have in it.
+        """
         if not packet.size:
             return
+        self.source.codec_context.decode(packet)  # for its errors: here, where a stranger's bytes may do no harm
         if packet.pts is None:
             packet.pts = packet.dts  # equal for sound; AVI has only one of them
         if packet.pts is None or packet.time_base is None:

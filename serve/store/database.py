@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -178,8 +178,12 @@ class Database:
         # SQLite has one writer; in a process they take turns, instead of sleeping until the file happens to be free.
         self._turn: AbstractAsyncContextManager[object] = asyncio.Lock() if self._kind == SQLITE else nullcontext()
 
+        self._begun = set[asyncio.Task[Any]]()
+
     async def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections, once what was begun has ended."""
+        if self._begun:
+            await asyncio.wait(self._begun, timeout=self._seconds)
         await self._engine.dispose()
 
     async def read(self, work: Work[T]) -> T:
@@ -188,35 +192,69 @@ class Database:
         Raises:
             StoreError: the database is not there, does not answer in time, or answers with an error.
         """
-        with self._named():
+
+        async def transaction(_gone: asyncio.Event) -> T:
             async with asyncio.timeout(self._seconds), AsyncSession(self._engine) as session, session.begin():
                 return await work(session, await self._now(session))
 
+        with self._named():
+            return await self._to_its_end(transaction)
+
     async def write(self, work: Work[T]) -> T:
-        """Does `work` in one transaction: all of it or nothing. It may be done again after a deadlock.
+        """Does `work` in one transaction: all of it or nothing. It may be done again after a deadlock. For a
+        caller that is cancelled it is nothing, unless it was being committed already.
 
         Raises:
             StoreError: as `read`. After a lost connection nobody knows whether the transaction was.
             IntegrityError: a row with the same key exists.
         """
-        with self._named():
+
+        async def transactions(gone: asyncio.Event) -> T:
             async with asyncio.timeout(self._seconds):
                 for delay in (0.01 * 2**turn for turn in range(_TRIES - 1)):
                     try:
-                        return await self._transaction(work)
+                        return await self._transaction(work, gone)
                     except DBAPIError as error:
                         if not _passes(error):
                             raise
                     await asyncio.sleep(random.uniform(delay, 2 * delay))
-                return await self._transaction(work)
+                return await self._transaction(work, gone)
 
-    async def _transaction(self, work: Work[T]) -> T:
+        with self._named():
+            return await self._to_its_end(transactions)
+
+    async def _transaction(self, work: Work[T], gone: asyncio.Event) -> T:
         async with (
             self._turn,
             AsyncSession(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
-            return await work(session, await self._now(session))
+            if gone.is_set():
+                raise asyncio.CancelledError
+            done = await work(session, await self._now(session))
+            if gone.is_set():
+                raise asyncio.CancelledError
+            return done
+
+    async def _to_its_end(self, transaction: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+        """Has a transaction end by itself when its caller is cancelled, told by the event.
+
+        A statement that is cut off leaves SQLite's file locked for 40 s: its thread goes on, and so does what it began.
+        """
+        gone = asyncio.Event()
+        task = asyncio.create_task(transaction(gone))
+        self._begun.add(task)
+        task.add_done_callback(self._on_end)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
+
+    def _on_end(self, task: asyncio.Task[Any]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # of which nobody may have heard
 
     async def _now(self, session: AsyncSession) -> datetime:
         if self._clock is not None:

@@ -157,6 +157,20 @@ def test_a_refused_source_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_damaged_sound_that_would_be_copied_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / name, frames=30, sounds=(Track(),)).path
+    with av.open(str(path)) as container:  # noqa: TID251
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for at, size in places[10:14]:
+        data[at + 8 : at + size] = b"\xff" * (size - 8)
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="sound cannot be read"):
+        extract_sound(path, tmp_path / "sound.mp4", LIMITS)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [name]
+
+
 def test_a_signal_survives_encoding(tmp_path: Path) -> None:
     source = tmp_path / "a.mkv"
     write_clip(source, frames=60, width=160, height=96, sounds=(Track(codec="flac", tone=1000.0),))
