@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
 from ray import serve as ray_serve
+from starlette.types import ASGIApp
 
 from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
@@ -169,7 +169,7 @@ def tokens_of(config: Config, environ: Mapping[str, str]) -> Tokens | None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A bound socket, which may have another address where the port is 0. A predecessor that is ending may hold the address for a moment."""
+    """A bound socket (port 0 takes any). A predecessor that is ending may hold the address for a moment."""
     deadline = time.monotonic() + _BIND_SECONDS
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     while True:
