@@ -25,7 +25,15 @@ from serve.addresses import RefusedURLError
 from serve.fetch import FetchError
 from serve.request_id import STATE, RequestIds
 from serve.spool import SpoolError, TooLargeError
-from serve.store.errors import CursorError, KeyBusyError, KeyReusedError, QuotaError, StoreError, TaskStateError
+from serve.store.errors import (
+    CursorError,
+    KeyBusyError,
+    KeyReusedError,
+    QuotaError,
+    StoreBusyError,
+    StoreError,
+    TaskStateError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +52,7 @@ _KINDS: tuple[tuple[type[TroupeError], int, str], ...] = (
     (CursorError, 400, "bad_cursor"),
     (QuotaError, 429, "quota"),
     (TaskStateError, 409, "task_state"),
+    (StoreBusyError, 429, "busy"),
     (StoreError, 503, "store"),
     (MediaError, 422, "media_refused"),
     (UsageError, 400, "bad_request"),
