@@ -142,7 +142,7 @@ def test_every_accepted_task_is_done_once_whatever_is_killed(
         with living(settings, TROUPE_WEBHOOK_SECRET=secret) as live:
             expected = {clip: live.expected(clip, tmp_path / "expected") for clip in sources}
             assert len(set(expected.values())) == CLIPS
-            live.up()
+            live.revive()
             begun = time.monotonic()
             clients = Clients(live, receiver, count, random.Random(3), sources)
             killer = Killer(live, random.Random(5))
