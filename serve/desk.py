@@ -32,6 +32,8 @@ from serve.transfer.webhooks import Signer
 _BUSY_SECONDS = 2.0
 #: Images being decoded at once, and what each of those processes may take.
 _DECODERS, _IMAGE_MEMORY = 4, 2**30
+#: Tasks being accepted at once, beside those whose files are being received: more would only wait for the database.
+_ACCEPTING = 12
 
 
 class Perform(Protocol):
@@ -83,6 +85,7 @@ class Desk:
         performers: does them.
         library: background categories.
         decoders: places of images that are being decoded; whoever comes later waits.
+        accepting: places of requests that bring a task.
         on_demand, streams: places of requests that are answered at once, of event streams by owner.
         ready: what is wrong with the pins, by name; empty when all is well.
         ending: set when this process is to end.
@@ -100,6 +103,7 @@ class Desk:
     performers: Perform
     library: Library
     decoders: asyncio.Semaphore
+    accepting: Places
     on_demand: Places
     streams: Places
     ready: Callable[[], Mapping[str, str]]
@@ -162,6 +166,7 @@ async def opened_desk(
             performers,
             Library(Path(service.library), partial(open_once, limits=limits)),
             asyncio.Semaphore(_DECODERS),
+            Places(service.max_uploads + _ACCEPTING, "busy", "tasks are being accepted"),
             Places(service.on_demand_at_once, "busy", "requests are being answered"),
             Places(service.events_per_token, "too_many_streams", "event streams of this token are open"),
             ready,

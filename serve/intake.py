@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from serve.edge.request_id import request_id
 from serve.folders import TaskFolder
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.schemas import RestageChoices
-from serve.store import Document, NewTask, Quota, Remembered, Reservation, Task
+from serve.store import Document, NewTask, Quota, Remembered, Reservation, StoreError, Task
 from serve.transfer.pace import Pace, Patience, TooSlowError
 from serve.transfer.uploads import Upload
 
@@ -44,7 +45,7 @@ _JSON_DEPTH = 32
 _JSON_PATIENCE = Patience(silence_seconds=20.0, bytes_per_second=256.0, total_seconds=60.0)
 _KEY_CHARACTERS = 255
 _NAME_CHARACTERS = 100
-_HOLD_SECONDS = 3700.0  # longer than an upload may take
+_HOLD_SECONDS = 60.0
 _BUSY_SECONDS = 30.0
 #: Names that files may have in a form, and what they become in the task's folder.
 _FILES = {"file": INPUT, "mask": MASK, "background": BACKGROUND}
@@ -103,13 +104,26 @@ async def accept(
     Raises:
         Problem, TroupeError: the request is refused; nothing of it is left.
     """
+    with desk.accepting.taken():
+        return await _accept(desk, principal, request, make, answer, check)
+
+
+async def _accept(
+    desk: Desk,
+    principal: Principal,
+    request: Request,
+    make: Callable[[Incoming], NewTask],
+    answer: Callable[[Task], Document],
+    check: Callable[[Incoming], None] | None,
+) -> Accepted:
+    desk.uploads.check_place(request)
     await _check_room(desk, principal)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= _KEY_CHARACTERS:
         raise Problem(400, "idempotency_key", f"Idempotency-Key has more than {_KEY_CHARACTERS} characters or none")
     held = None if key is None else await desk.store.reserve(principal.name, key, hold_s=_HOLD_SECONDS)
     folder: TaskFolder | None = None
-    kept = False
+    kept, holding = False, asyncio.create_task(_hold(desk, held))
     try:
         folder = await asyncio.to_thread(desk.data.create)
         incoming = await _receive(desk, principal, request, folder)
@@ -123,15 +137,26 @@ async def accept(
         kept = True
         return Accepted(task, answer(task))
     finally:
+        holding.cancel()
         if not kept:
             await asyncio.shield(_give_up(desk, folder, held))
+
+
+async def _hold(desk: Desk, held: Reservation | Remembered | None) -> None:
+    """Keeps the key of a request while its body comes, for no longer than a moment at a time: if the end of it cannot
+    be told, the client's next try is not refused for as long as the longest upload takes."""
+    while isinstance(held, Reservation):
+        await asyncio.sleep(_HOLD_SECONDS / 3)
+        with suppress(StoreError):
+            await desk.store.renew(held, hold_s=_HOLD_SECONDS)
 
 
 async def _give_up(desk: Desk, folder: TaskFolder | None, held: Reservation | Remembered | None) -> None:
     if folder is not None:
         await asyncio.to_thread(desk.data.remove, folder.id)
     if isinstance(held, Reservation):
-        await desk.store.abandon(held)
+        with suppress(StoreError):  # the client hears why it is refused; the key is free in a minute all the same
+            await desk.store.abandon(held)
 
 
 async def _check_room(desk: Desk, principal: Principal) -> None:

@@ -23,7 +23,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import ClusterError, MediaError, RoomError, TroupeError, UsageError, WeightsError
 from serve.edge.request_id import STATE, RequestIds
-from serve.store.errors import CursorError, KeyBusyError, KeyReusedError, QuotaError, StoreError, TaskStateError
+from serve.store.errors import (
+    CursorError,
+    KeyBusyError,
+    KeyReusedError,
+    QuotaError,
+    StoreBusyError,
+    StoreError,
+    TaskStateError,
+)
 from serve.transfer.addresses import RefusedURLError
 from serve.transfer.fetch import FetchError
 from serve.transfer.spool import SpoolError, TooLargeError
@@ -45,6 +53,7 @@ _KINDS: tuple[tuple[type[TroupeError], int, str], ...] = (
     (CursorError, 400, "bad_cursor"),
     (QuotaError, 429, "quota"),
     (TaskStateError, 409, "task_state"),
+    (StoreBusyError, 429, "busy"),
     (StoreError, 503, "store"),
     (MediaError, 422, "media_refused"),
     (UsageError, 400, "bad_request"),

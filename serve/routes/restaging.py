@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,14 +15,14 @@ from serve.desk import Desk
 from serve.edge.auth import Principal
 from serve.edge.negotiation import Preference
 from serve.edge.problems import Problem, responses
-from serve.intake import Incoming, accept, check_webhook, media_or_problem, parsed, restage_payload
+from serve.intake import Accepted, Incoming, accept, check_webhook, media_or_problem, parsed, restage_payload
 from serve.payload import INPUT, ON_DEMAND
 from serve.performers import unless_gone
 from serve.routes.access import Asks, TheDesk
 from serve.routes.results import send_result
 from serve.routes.tasks import ACCEPTED, COMMON, accepted, answer_of, body_of, missing
 from serve.schemas import NewTaskFields, TaskForm
-from serve.store import NewTask, Task, TaskState
+from serve.store import Document, NewTask, StoreError, Task, TaskState
 
 router = APIRouter(prefix="/v1", tags=["on demand"])
 
@@ -77,8 +78,7 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
         ended = await unless_gone(lambda: _ended(desk, principal, task_id, wait_s), request.is_disconnected)
     headers = {"Preference-Applied": preference.applied} if preference.applied else {}
     if ended is None:
-        found = await desk.store.get(task_id, principal.name)
-        response: Response = accepted(done.answer if found is None else answer_of(found))
+        response: Response = accepted(await _as_it_is(desk, principal, done))
     else:
         response = await _answer(desk, ended, request)
         headers["Link"] = f'</v1/tasks/{ended.id}>; rel="describedby"'
@@ -86,14 +86,23 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
     return response
 
 
+async def _as_it_is(desk: Desk, principal: Principal, done: Accepted) -> Document:
+    with suppress(StoreError):
+        if (found := await desk.store.get(str(done.answer["id"]), principal.name)) is not None:
+            return answer_of(found)
+    return done.answer
+
+
 async def _ended(desk: Desk, principal: Principal, task_id: str, seconds: float) -> Task | None:
     deadline = time.monotonic() + seconds
     while not desk.ending.is_set():
-        task = await desk.store.get(task_id, principal.name)
-        if task is None:
-            raise missing()
-        if task.state.ended:
-            return task
+        # It is accepted: whatever the store says of this look, the client is not to send it again.
+        with suppress(StoreError):
+            task = await desk.store.get(task_id, principal.name)
+            if task is None:
+                raise missing()
+            if task.state.ended:
+                return task
         left = deadline - time.monotonic()
         if left <= 0:
             return None

@@ -1,6 +1,14 @@
 """The durable store: tasks, their queue, events, webhooks owed and idempotency keys, in SQLite, MySQL or PostgreSQL."""
 
-from serve.store.errors import CursorError, KeyBusyError, KeyReusedError, QuotaError, StoreError, TaskStateError
+from serve.store.errors import (
+    CursorError,
+    KeyBusyError,
+    KeyReusedError,
+    QuotaError,
+    StoreBusyError,
+    StoreError,
+    TaskStateError,
+)
 from serve.store.store import Store
 from serve.store.values import (
     Claim,
@@ -36,6 +44,7 @@ __all__ = [
     "Remembered",
     "Reservation",
     "Store",
+    "StoreBusyError",
     "StoreError",
     "Task",
     "TaskState",

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from cluster.errors import TroupeError, UsageError
-from serve.store.errors import StoreError
+from serve.store.errors import StoreBusyError, StoreError
 from serve.store.schema import from_microseconds
 
 T = TypeVar("T")
@@ -44,6 +44,8 @@ _LOCK_SECONDS = 10
 #: A machine that died in a transaction holds its locks no longer than this; connections idle so long are replaced.
 _IDLE_SECONDS = 60
 _TRIES = 6
+#: Of the time that a transaction may take, this is for waiting until others of the process have had theirs.
+_QUEUE_PART = 1 / 3
 _NOW = {
     POSTGRESQL: text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"),
     MYSQL: text("SELECT timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"),
@@ -176,7 +178,9 @@ class Database:
         self._engine = make_engine(url, connections=connections, seconds=seconds)
         self._writing = self._engine.execution_options(troupe_writing=True)
         # SQLite has one writer; in a process they take turns, instead of sleeping until the file happens to be free.
-        self._turn: AbstractAsyncContextManager[object] = asyncio.Lock() if self._kind == SQLITE else nullcontext()
+        # Readers are many and keep no writer waiting: what writes ends requests, what reads repeats them.
+        writers = 1 if self._kind == SQLITE else max(1, connections // 2)
+        self._writers, self._readers = asyncio.Semaphore(writers), asyncio.Semaphore(max(1, connections - writers))
 
         self._begun = set[asyncio.Task[Any]]()
 
@@ -191,10 +195,14 @@ class Database:
 
         Raises:
             StoreError: the database is not there, does not answer in time, or answers with an error.
+            StoreBusyError: too many others of this process are waiting for it.
         """
 
         async def transaction(_gone: asyncio.Event) -> T:
-            async with asyncio.timeout(self._seconds), AsyncSession(self._engine) as session, session.begin():
+            async with asyncio.timeout(self._seconds), AsyncExitStack() as stack:
+                await self._await(stack, self._readers)
+                session = await stack.enter_async_context(AsyncSession(self._engine))
+                await stack.enter_async_context(session.begin())
                 return await work(session, await self._now(session))
 
         with self._named():
@@ -224,11 +232,10 @@ class Database:
             return await self._to_its_end(transactions)
 
     async def _transaction(self, work: Work[T], gone: asyncio.Event) -> T:
-        async with (
-            self._turn,
-            AsyncSession(self._writing, expire_on_commit=False) as session,
-            session.begin(),
-        ):
+        async with AsyncExitStack() as stack:
+            await self._await(stack, self._writers)
+            session = await stack.enter_async_context(AsyncSession(self._writing, expire_on_commit=False))
+            await stack.enter_async_context(session.begin())
             if gone.is_set():
                 raise asyncio.CancelledError
             done = await work(session, await self._now(session))
@@ -255,6 +262,15 @@ class Database:
         self._begun.discard(task)
         if not task.cancelled():
             task.exception()  # of which nobody may have heard
+
+    async def _await(self, stack: AsyncExitStack, places: asyncio.Semaphore) -> None:
+        """Takes a place among those that use the database. Who comes in a crowd is told so before its patience ends: it
+        can come again, while one that waited to the end could not tell a busy database from a dead one."""
+        try:
+            async with asyncio.timeout(self._seconds * _QUEUE_PART):
+                await stack.enter_async_context(places)
+        except TimeoutError as error:
+            raise StoreBusyError("the service", "is asked too much just now", remedy="try again in a moment") from error
 
     async def _now(self, session: AsyncSession) -> datetime:
         if self._clock is not None:

@@ -9,6 +9,10 @@ class StoreError(TroupeError):
     """The database cannot be reached, does not answer in time, is damaged, full, or of a newer schema."""
 
 
+class StoreBusyError(StoreError):
+    """This process asks more of the database than it answers; nothing was done, and in a moment it may be."""
+
+
 class TaskStateError(TroupeError):
     """The task is in a state in which this cannot be done, e.g. a retry of one that is still running."""
 

@@ -30,10 +30,9 @@ class Keys:
     async def reserve(self, owner: str, key: str, *, hold_s: float) -> Reservation | Remembered:
         """Takes an idempotency key before the request is read.
 
-        Hand the reservation to `submit`, or `abandon` it if the request fails; what a killed process held is free
-        again after `hold_s` seconds, so that should be longer than a request may take, or when its successor calls
-        `free_reservations`. What is remembered is compared with this request, and answered again, by
-        `Remembered.replay`.
+        Hand the reservation to `submit`, or `abandon` it if the request fails. What a killed process held is free again
+        after `hold_s` seconds, which `renew` begins anew, or when its successor calls `free_reservations`. What is
+        remembered is compared with this request, and answered again, by `Remembered.replay`.
 
         Raises:
             KeyBusyError: another request with it is being handled.
@@ -59,6 +58,16 @@ class Keys:
             return await self._database.write(work)
         except IntegrityError as error:  # two came at once, and the other one was first
             raise _busy() from error
+
+    async def renew(self, reservation: Reservation, *, hold_s: float) -> None:
+        """Holds a key for so long from now; one that somebody else has taken meanwhile stays theirs."""
+
+        async def work(session: AsyncSession, now: datetime) -> None:
+            row = await _locked(session, reservation.id)
+            if row is not None and row.token == reservation.token and row.answer is None:
+                row.expires = now + timedelta(seconds=hold_s)
+
+        await self._database.write(work)
 
     async def free_reservations(self) -> None:
         """Frees every key whose request was being handled, when whoever handled them is no more.

@@ -137,6 +137,16 @@ class Uploads:
     def _too_large(self) -> Problem:
         return Problem(413, "too_large", f"the body is over the limit of {self.limits.max_bytes:,} bytes")
 
+    def check_place(self, request: Request) -> None:
+        """Refuses a body of files before anything is done for it while so many are received that it would be refused.
+
+        Raises:
+            Problem: 429.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in _NO_FILES and self._receiving >= self.limits.at_once:
+            raise busy("too_many_uploads", f"{self._receiving} uploads are being received already", _BUSY_SECONDS)
+
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._receiving >= self.limits.at_once:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,7 @@ from jobs.inputs import Input
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
 from jobs.restage.settings import resolve
-from tests.jobs.command import ROOT, wait_until
+from tests.jobs.command import PATIENCE, ROOT, wait_until
 from tests.jobs.inprocess import do_segments
 from tests.media import Look, write_green_screen
 
@@ -96,6 +97,16 @@ class Live:
         """`troupe up`; what it said."""
         return self.run("up", "--config", str(self._config()), "--num-cpus", "2")
 
+    def revive(self) -> None:
+        """`troupe up` as whoever supervises it does: again if need be, for Ray gives up early on a busy machine."""
+        for tries_left in (2, 1, 0):
+            try:
+                self.up()
+                return
+            except AssertionError:
+                if not tries_left:
+                    raise
+
     def down(self) -> str:
         """`troupe down`; what it said."""
         return self.run("down", "--config", str(self._config()))
@@ -124,6 +135,23 @@ class Live:
             answer = client.post("/v1/tasks", files={"file": (clip.name, file)}, data=fields)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
+
+    def insist(self, client: httpx2.Client, clip: Path, **fields: str) -> str:
+        """Uploads a clip until it is accepted, whatever happens meanwhile, as `Idempotency-Key` is for; its id."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < deadline, f"not accepted within {PATIENCE:.0f} s"
+            try:
+                files = {"file": (clip.name, clip.read_bytes())}
+                answer = client.post("/v1/tasks", files=files, data=fields, headers=headers)
+            except httpx2.TransportError:
+                time.sleep(0.2)
+                continue
+            if answer.status_code == 202:
+                return str(answer.json()["id"])
+            assert answer.status_code in (409, 429, 503), answer.text
+            time.sleep(0.2)
 
     def finished(self, client: httpx2.Client, task_id: str) -> dict[str, Any]:
         """The task once it has ended."""

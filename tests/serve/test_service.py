@@ -9,7 +9,6 @@ import secrets
 import signal
 import threading
 import time
-import uuid
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,8 +176,7 @@ def test_no_task_is_lost_when_the_service_is_deployed_anew_while_requests_come(
 
     def submit() -> None:
         while not deployed.is_set() or len(accepted) < 3:
-            key = {"Idempotency-Key": str(uuid.uuid4())}
-            accepted.append(accepted_at_last(client, short, key))
+            accepted.append(live.insist(client, short))
             time.sleep(0.5)
 
     submitting = threading.Thread(target=submit)
@@ -194,20 +192,6 @@ def test_no_task_is_lost_when_the_service_is_deployed_anew_while_requests_come(
     for task_id in accepted:
         assert live.finished(client, task_id)["state"] == "done"
         assert result(client, task_id) == made[short]
-
-
-def accepted_at_last(client: httpx2.Client, clip: Path, headers: dict[str, str]) -> str:
-    """The id of a task that is sent until it is accepted, as `Idempotency-Key` is for."""
-    while True:
-        try:
-            found = client.post("/v1/tasks", files={"file": (clip.name, clip.read_bytes())}, headers=headers)
-        except httpx2.TransportError:
-            time.sleep(0.2)
-            continue
-        if found.status_code == 202:
-            return str(found.json()["id"])
-        assert found.status_code in (409, 429, 503), found.text
-        time.sleep(0.2)
 
 
 async def task_in(live: Live, task_id: str) -> Task:

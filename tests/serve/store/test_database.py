@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UsageError
-from serve.store import NewTask, Store, StoreError
+from serve.store import NewTask, Store, StoreBusyError, StoreError
 from serve.store import database as database_module
 from tests.serve.store.conftest import SESSIONS, Database
 
@@ -118,6 +118,28 @@ def test_a_file_that_another_process_keeps_locked_is_waited_for_only_so_long(sql
         await store.submit(NewTask("studio", "restage", {}))
 
     sqlite.run(work, seconds=1)
+
+
+def test_who_comes_in_a_crowd_is_told_so_in_time_and_readers_keep_no_writer_waiting(database: Database) -> None:
+    async def work(store: Store) -> None:
+        free = asyncio.Event()
+
+        async def slow(_session: object, _now: object) -> None:
+            await free.wait()
+
+        reading = [asyncio.create_task(store._database.read(slow)) for _ in range(4)]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        with pytest.raises(StoreBusyError, match="asked too much"):
+            await store.page(None)
+        assert time.monotonic() - began < 20
+        await store.submit(NewTask("studio", "restage", {}))
+        free.set()
+        results = await asyncio.gather(*reading, return_exceptions=True)
+        assert sum(isinstance(result, StoreBusyError) for result in results) == 3
+        assert len((await store.page(None)).tasks) == 1
+
+    database.run(work, connections=2, seconds=6)
 
 
 def test_a_full_disk_is_a_named_error_and_loses_nothing(sqlite: Database) -> None:

@@ -95,6 +95,28 @@ def test_what_a_killed_process_held_is_free_after_its_time_and_the_late_one_subm
     database.run(work)
 
 
+def test_a_key_is_held_anew_while_its_request_comes_and_freed_by_whoever_follows_a_dead_process(
+    database: Database,
+) -> None:
+    async def work(store: Store) -> None:
+        held = await reserved(store)
+        for _ in range(3):
+            database.clock.sleep(HOLD * 0.9)
+            await store.renew(held, hold_s=HOLD)
+            with pytest.raises(KeyBusyError):
+                await reserved(store)
+        fulfilled = await store.submit(new(), reservation=await reserved(store, "other"), answer=answer)
+        await store.free_reservations()
+        taken = await reserved(store)
+        await store.renew(held, hold_s=100 * HOLD)  # too late: it is another's
+        with pytest.raises(KeyBusyError):
+            await store.submit(new(), reservation=held, answer=answer)
+        await store.submit(new(), reservation=taken, answer=answer)
+        assert (await remembered(store, "other")).task_id == fulfilled.id
+
+    database.run(work)
+
+
 def test_answers_are_kept_for_a_day(database: Database) -> None:
     async def work(store: Store) -> None:
         await store.submit(new(), reservation=await reserved(store), fingerprint="body", answer=answer)
