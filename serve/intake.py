@@ -105,7 +105,7 @@ async def accept(
         Problem, TroupeError: the request is refused; nothing of it is left.
     """
     with desk.accepting.taken():
-        return await _accept(desk, principal, request, make, answer, check)
+        return await _accept(desk, principal, request, make, answer)
 
 
 async def _accept(
@@ -114,7 +114,6 @@ async def _accept(
     request: Request,
     make: Callable[[Incoming], NewTask],
     answer: Callable[[Task], Document],
-    check: Callable[[Incoming], None] | None,
 ) -> Accepted:
     desk.uploads.check_place(request)
     await _check_room(desk, principal)
