@@ -15,14 +15,15 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from serve import auth, connections, intake
+from serve import intake
 from serve.desk import Desk
+from serve.edge import auth, connections
 from serve.schemas import NewTaskBody
 from serve.transfer.pace import Patience
 from serve.transfer.uploads import UploadLimits, Uploads
 from tests.serve.socketed import Live, live, received, statuses, tokens
 from tests.serve.test_images_api import PNG
-from tests.serve.test_uploads import BOUNDARY, END, FORM, part
+from tests.serve.transfer.test_uploads import BOUNDARY, END, FORM, part
 
 SoakCount = Callable[[int, int], int]
 CLIP = b"not a video, which only a runner finds out"

@@ -19,8 +19,8 @@ from serve.store import Task, TaskState
 from tests.broken import write_broken
 from tests.media import Look, number, write_clip
 from tests.serve.socketed import Live, live
-from tests.serve.test_fetch import GOOD, REFUSED, SPACED, Stub
-from tests.serve.test_uploads import END, FORM, part
+from tests.serve.transfer.test_fetch import GOOD, REFUSED, SPACED, Stub
+from tests.serve.transfer.test_uploads import END, FORM, part
 from tests.serve.web import Canary, WebServer, answer
 
 JSON = {"content-type": "application/json"}

@@ -16,7 +16,7 @@ from serve.store import Task, TaskState
 from tests.images import encoded
 from tests.media import Look, Sound, write_clip
 from tests.serve.socketed import Live, live
-from tests.serve.test_uploads import END, FORM, part
+from tests.serve.transfer.test_uploads import END, FORM, part
 
 SoakCount = Callable[[int, int], int]
 SEED = 20_261

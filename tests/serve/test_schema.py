@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve import auth
+from serve.edge import auth
 from tests.serve.socketed import Live, live, tokens
 
 SoakCount = Callable[[int, int], int]

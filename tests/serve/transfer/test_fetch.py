@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cluster.errors import TroupeError, UsageError
-from serve import fetch as fetch_module
+from serve.transfer import fetch as fetch_module
 from serve.transfer.addresses import RefusedURLError, is_allowed, literal_address, parse_networks, shown_url
 from serve.transfer.fetch import Answer, Fetched, FetchError, FetchLimits, GuardedClient
 from serve.transfer.pace import Patience
