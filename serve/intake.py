@@ -35,14 +35,11 @@ from serve.folders import TaskFolder
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.schemas import RestageChoices
 from serve.store import Document, NewTask, Quota, Remembered, Reservation, StoreError, Task
-from serve.transfer.pace import Pace, Patience, TooSlowError
+from serve.transfer.json_body import json_body
 from serve.transfer.uploads import Upload
 
 M = TypeVar("M", bound=BaseModel)
 
-_JSON_BYTES = 1 << 16
-_JSON_DEPTH = 32
-_JSON_PATIENCE = Patience(silence_seconds=20.0, bytes_per_second=256.0, total_seconds=60.0)
 _KEY_CHARACTERS = 255
 _NAME_CHARACTERS = 100
 _HOLD_SECONDS = 60.0
@@ -104,14 +101,17 @@ async def accept(
     Raises:
         Problem, TroupeError: the request is refused; nothing of it is left.
     """
+    # Before a place is taken: who sends a small body slowly keeps nobody else from one. Files have places of their own.
+    said = await json_body(request) if _kind(request) == "application/json" else None
     with desk.accepting.taken():
-        return await _accept(desk, principal, request, make, answer)
+        return await _accept(desk, principal, request, said, make, answer)
 
 
 async def _accept(
     desk: Desk,
     principal: Principal,
     request: Request,
+    said: dict[str, Any] | None,
     make: Callable[[Incoming], NewTask],
     answer: Callable[[Task], Document],
 ) -> Accepted:
@@ -125,7 +125,7 @@ async def _accept(
     kept, holding = False, asyncio.create_task(_hold(desk, held))
     try:
         folder = await asyncio.to_thread(desk.data.create)
-        incoming = await _receive(desk, principal, request, folder)
+        incoming = Incoming(folder, said) if said is not None else await _receive(desk, principal, request, folder)
         fingerprint = incoming.fingerprint(str(request.scope["path"]))
         if isinstance(held, Remembered):
             return Accepted(None, held.replay(fingerprint))
@@ -166,63 +166,17 @@ async def _check_room(desk: Desk, principal: Principal) -> None:
         raise busy("queue_full", "the queue is full", _BUSY_SECONDS)
 
 
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _receive(desk: Desk, principal: Principal, request: Request, folder: TaskFolder) -> Incoming:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return Incoming(folder, await json_body(request))
     upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal))
-    if kind != "multipart/form-data":
+    if _kind(request) != "multipart/form-data":
         # A video as the body: its choices are in the query.
         fields: dict[str, Any] = dict(request.query_params)
         return await asyncio.to_thread(_taken_in, desk, upload, fields, folder, raw=True)
     return await asyncio.to_thread(_taken_in, desk, upload, dict(upload.fields), folder, raw=False)
-
-
-async def json_body(request: Request) -> dict[str, Any]:
-    """A small JSON object of values that can be repeated.
-
-    Raises:
-        Problem: 400, 408, 413 or 422.
-    """
-    body, pace, stream = bytearray(), Pace(_JSON_PATIENCE), request.stream()
-    while True:
-        try:
-            piece = await pace.wait(anext(stream, b""), len)
-        except TooSlowError as error:
-            raise Problem(408, "too_slow", f"the client {error}", headers={"Connection": "close"}) from error
-        if not piece:
-            break
-        body += piece
-        if len(body) > _JSON_BYTES:
-            raise Problem(413, "too_large", f"a JSON body has at most {_JSON_BYTES:,} bytes")
-    try:
-        found = json.loads(body, parse_constant=_no_number)
-        _check_depth(found)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "bad_json", "the body is not JSON as RFC 8259 has it, or too deep") from error
-    if not isinstance(found, dict):
-        raise Problem(422, "invalid", "the body is not a JSON object")
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _check_depth(value: Any) -> None:
-    """Refuse what is nested so deep that handling it may fail, wherever that is done."""
-    level = [value]
-    for _ in range(_JSON_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return
-    raise ValueError("is nested too deep")
 
 
 def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text as sql
 
+from tests.serve.attacked import CLIP, JSON, MINE, OTHER, RAW, A, B, guarded, here, lingering, one, operations
 from tests.serve.socketed import Live, Reply, live
-from tests.serve.test_attacks import CLIP, JSON, MINE, OTHER, PNG, RAW, A, B, guarded, here, lingering, one, operations
+from tests.serve.test_images_api import PNG
 
 __all__ = ["guarded", "here", "one"]
 
