@@ -340,6 +340,8 @@ def check_webhook(desk: Desk, url: str | None) -> str:
         return ""
     if desk.signer is None:
         raise Problem(422, "no_webhooks", "this server has no webhook secret, so it sends no webhooks")
+    if not url.isascii():
+        raise Problem(422, "url_refused", "`webhook` has characters that a URL has not: percent-encode them")
     desk.client.check(url)
     return url
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 
@@ -19,6 +20,7 @@ from serve.client import Client
 from serve.client.refusals import ServiceError, ServiceUsageError
 from serve.edge.auth import Principal, Tokens
 from serve.store import TaskState
+from tests.images import encoded
 from tests.serve.running import MADE, Running, Wire, running_service
 from tests.serve.web import GOOD, WebServer, answer
 
@@ -49,7 +51,8 @@ def tokens(**limits: float) -> Tokens:
 
 
 def test_video_and_its_choices_arrive_as_they_were_given(here: Running, clip: Path, tmp_path: Path) -> None:
-    (tmp_path / "beach.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
+    beach = encoded(np.zeros((32, 32, 3), np.uint8), ".png")
+    (tmp_path / "beach.png").write_bytes(beach)
     (tmp_path / "mask.mkv").write_bytes(b"mask")
     moved: list[tuple[int, int]] = []
     with client(here.url) as studio:
@@ -69,7 +72,7 @@ def test_video_and_its_choices_arrive_as_they_were_given(here: Running, clip: Pa
     stored = here.run(here.desk.store.get(task.id, None))
     assert stored is not None
     assert stored.payload["allow_damaged"] is True
-    size = len(CLIP) + 4 + len(b"\x89PNG\r\n\x1a\n rest")
+    size = len(CLIP) + 4 + len(beach)
     assert moved[-1] == (size, size)
 
 
@@ -267,7 +270,7 @@ def test_result_that_is_not_there_says_why(here: Running, clip: Path, tmp_path: 
 
 
 def test_tasks_come_page_after_page_and_by_state(here: Running, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.client._PAGE", 2)
+    monkeypatch.setattr("serve.client.client._PAGE", 2)
     with client(here.url) as studio:
         ids = [studio.submit(clip).id for _ in range(5)]
         done = here.finish()

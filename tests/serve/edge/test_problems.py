@@ -219,8 +219,16 @@ def test_openapi_describes_problems_and_nothing_of_fastapis_own(client: TestClie
 
 
 def test_everything_but_the_ray_part_imports_without_ray() -> None:
-    modules = ("addresses", "auth", "fetch", "folders", "multipart", "pace", "problems", "request_id", "spool")
-    imports = ", ".join(f"serve.{name}" for name in (*modules, "uploads", "webhooks"))
+    modules = (
+        "edge.auth",
+        "edge.problems",
+        "folders",
+        "store",
+        "transfer.fetch",
+        "transfer.uploads",
+        "transfer.webhooks",
+    )
+    imports = ", ".join(f"serve.{name}" for name in modules)
     code = f"import {imports}, sys; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
