@@ -26,7 +26,7 @@ from cluster.processes import die_with_parent
 from serve.api import create_app
 from serve.desk import opened_desk
 from serve.edge.auth import Auth, tokens_of
-from serve.edge.connections import server_of
+from serve.edge.connections import allow_files, server_of
 from serve.logs import log_as_json
 from serve.performers import Performers
 
@@ -38,6 +38,8 @@ SHUTDOWN_SECONDS = DRAIN_SECONDS + 10.0
 _START_SECONDS = 60.0
 _BIND_SECONDS = 30.0
 _READY_SECONDS = 1.0
+#: Open files: a request's connection and what it sends or receives, and what the process has beside requests.
+_FILES_A_REQUEST, _FILES = 2, 1000
 
 
 class Ingress:
@@ -58,6 +60,8 @@ class Ingress:
         log_as_json()
         self._config = Config.model_validate(config)
         service = self._config.troupe.service
+        if (allowed := allow_files(wanted := _FILES_A_REQUEST * service.max_requests + _FILES)) < wanted:
+            log.warning("may have %d files open, and max_requests needs %d: raise `ulimit -Hn`", allowed, wanted)
         tokens = tokens_of(self._config, os.environ)
         performers = Performers(self._config, service.on_demand_wait_s)
         pins = Applications([pin.name for pin in self._config.pins])

@@ -8,6 +8,7 @@ as there is one (uvicorn 0.54). None of that needs a token, so it is bounded her
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 import uvicorn
@@ -136,6 +137,17 @@ class Connection(HttpToolsProtocol):
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
+
+
+def allow_files(count: int) -> int:
+    """Lets this process have `count` files open, each connection being one, as far as the machine lets it; says how
+    many it may have. Ray raises the limit for drivers only, and many systems begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return soft
 
 
 def server_of(app: Any, *, drain_seconds: int) -> uvicorn.Server:

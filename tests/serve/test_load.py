@@ -24,9 +24,9 @@ from tests.jobs.command import ROOT
 from tests.serve.service import MADE
 
 BODY = b"a video as small as one can be" * 100
-#: What one connection may cost with the request that it carries: buffers of uvicorn and kernel-side copies of none,
-#: the parsed request, a task's row and its JSON. Measured at 50 to 60 KiB.
-KIB_A_CLIENT = 128
+#: What one client may cost: uvicorn stops reading a connection when so much of it waits. Three thousand of them, whose
+#: requests are small, were measured at 29 KiB each.
+KIB_A_CLIENT = 64
 #: An upload being received (`serve.transfer.uploads`), the process before the first request apart.
 KIB_AN_UPLOAD, UPLOADS = 3 << 10, 4
 #: What is not counted by requests: threads' stacks that are touched, SQLite's caches, pages that malloc keeps.
