@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 
@@ -24,6 +26,8 @@ Every failure is an RFC 9457 problem whose `code` is a stable word. Send a token
 `x-token: …`) where the server has a tokens file.
 """
 _RETRY_SECONDS = 2.0
+#: Threads for what blocks; more than all that may wait in one at once: tasks being accepted, images being decoded.
+_THREADS = 64
 
 OpenDesk = Callable[[], AbstractAsyncContextManager[Desk]]
 
@@ -38,6 +42,8 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # asyncio's own are so few on a small machine that some files which take long to look at would hold up all else.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="desk"))
         async with open_desk() as desk, upkeep(desk):
             app.state.desk = desk
             yield

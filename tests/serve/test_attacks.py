@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from cluster.errors import MediaError
+from serve.routes import restaging
 from serve.schemas import NewTaskBody
 from serve.transfer import json_body
 from serve.transfer.pace import Patience
@@ -94,6 +96,28 @@ def test_many_slow_bodies_keep_nobody_else_from_submitting(here: Live) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+def test_files_that_take_long_to_look_at_hold_up_nobody_else(here: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> None:
+        time.sleep(3)
+        raise MediaError("input", "is no video")
+
+    monkeypatch.setattr(restaging, "inspect", slow)
+    head = f"POST /v1/restage HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(CLIP)}\r\n\r\n"
+    clips = []
+    try:
+        for _ in range(12):
+            clips.append(here.connect())
+            clips[-1].sendall(head.encode() + CLIP)
+            time.sleep(0.1)  # uploads have fewer places
+        began = time.monotonic()
+        assert here.ask("GET", "/readyz").status in (200, 503)
+        assert time.monotonic() - began < 1
+    finally:
+        for connection in clips:
+            connection.close()
+    time.sleep(3)
 
 
 def test_body_shorter_or_longer_than_announced_makes_no_task(here: Live) -> None:
