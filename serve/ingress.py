@@ -69,6 +69,7 @@ class Ingress:
             lambda: opened_desk(self._config, Auth(tokens), performers, pins.states), max_requests=service.max_requests
         )
         self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._socket = listening(self._config.http.host, self._config.http.port)
         self._server = server_of(app, drain_seconds=DRAIN_SECONDS)
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
@@ -94,8 +95,6 @@ class Ingress:
                 self._loop.call_soon_threadsafe(desk.ending.set)  # event streams end now, so that they can be resumed
             self._server.should_exit = True
             self._thread.join(SHUTDOWN_SECONDS - 2)
-
-    _loop: asyncio.AbstractEventLoop | None = None
 
     def _serve(self) -> None:
         async def run() -> None:
