@@ -14,6 +14,10 @@ from cluster.identity import code_hash
 from jobs.task import VideoTask
 
 
+#: Loading models may take longer than a call of them.
+_LOAD_SECONDS = 60.0
+
+
 def needed_pins(tasks: Sequence[VideoTask], config: Config) -> list[PinSettings]:
     """The pins that host the tasks' resident models, each once, in the configuration's order."""
     names = {config.pin_of(step.model).name for task in tasks for step in task.steps if card(step.model).resident}
@@ -43,7 +47,7 @@ def examine(pin: PinSettings, tasks: Sequence[VideoTask], config: Config) -> tup
         for step in resident_steps(task, config, pin):
             steps.setdefault(f"{step.model} {sorted(step.load.items())}", asdict(step))
     # No more than stay loaded: the others load on first use.
-    answer = describe(pin.name, list(steps.values())[: pin.resident], pin.call_timeout_s)
+    answer = describe(pin.name, list(steps.values())[: pin.resident], pin.call_timeout_s + _LOAD_SECONDS)
     return answer, _differences(answer, pin, tasks)
 
 

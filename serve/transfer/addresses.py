@@ -77,10 +77,12 @@ def _is_public(address: Address) -> bool:
         return address.is_global and not (address.is_multicast or address.is_reserved)
     if address in _NAT64:
         return _is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-    if address not in _PUBLIC6 or not address.is_global:
+    if address not in _PUBLIC6:
         return False
-    if address.sixtofour is not None:
+    if address.sixtofour is not None:  # which some versions of Python take for private, whatever is in it
         return _is_public(address.sixtofour)
+    if not address.is_global:
+        return False
     if int(address) >> 32 & 0xFFFFFFFF in _ISATAP:
         return _is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     return True

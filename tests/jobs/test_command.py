@@ -158,7 +158,8 @@ def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(
 @pytest.mark.parametrize("moment", ["Ray starts", "a segment is encoded"])
 def test_interrupt_ends_within_five_seconds_and_leaves_nothing_running(tmp_path: Path, moment: str) -> None:
     write_clip(tmp_path / "a.mp4", frames=90, width=320, height=240)
-    config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 1}, encode={"threads": 1})
+    # One segment: its file is there from the first packet, which x264 gives when it has looked at sixty frames.
+    config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 8}, encode={"threads": 1})
     slow = ("--preset", "draft", "--matte", "none", "--scale", "4", "--x264", "veryslow", "--config", config)
     command = Command("a.mp4", *slow, "-o", "out", cwd=tmp_path)
     if moment == "Ray starts":

@@ -58,8 +58,8 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighty segments; long enough to be interrupted."""
-    return write_dancer(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=40)
+    """Two hundred segments; long enough to be interrupted."""
+    return write_dancer(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=100)
 
 
 @pytest.fixture(scope="module")
