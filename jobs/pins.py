@@ -13,7 +13,6 @@ from cluster.errors import ClusterError
 from cluster.identity import code_hash
 from jobs.task import VideoTask
 
-
 #: Loading models may take longer than a call of them.
 _LOAD_SECONDS = 60.0
 
