@@ -19,7 +19,7 @@ ASK := import cli, pathlib; print(pathlib.Path(cli.__file__).parents[1])
 STALE := $(shell [ -d $(VENV) ] && [ "$$(cd / && "$(CURDIR)/$(BIN)/python" -c '$(ASK)' 2>/dev/null)" != "$(CURDIR)" ] && echo stale)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test ray-jobs ray-service plain-service plain lint soak bench clean stale
+.PHONY: help demo install test lint soak bench clean stale
 
 help: ## show this list
 	@echo "Troupe: make TARGET"
@@ -31,19 +31,19 @@ demo: $(VENV)/installed ## restage a green-screen clip that is drawn on the spot
 install: $(VENV)/installed ## make .venv with the troupe command in it
 	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
 
-# In four processes, because Ray's tests mostly wait: for processes that start, for what they have killed. Each says what
-# it has to say when it has ended.
+# In three processes, because the tests that need a Ray mostly wait: for processes to start, and for what they have killed.
+# Each says what it has to say when it has ended.
 test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	@$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target ray-jobs ray-service plain-service plain
-
-ray-jobs ray-service plain-service plain: $(VENV)/installed-dev
-	@echo "== $@"; $(BIN)/python -m pytest $(TESTS_$@) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-ray test-service test-rest
 
 SERVICE := tests/serve tests/cli tests/cluster
-TESTS_ray-jobs := -m ray tests $(addprefix --ignore=,$(SERVICE))
-TESTS_ray-service := -m ray $(SERVICE)
-TESTS_plain-service := -m 'not ray' $(SERVICE)
-TESTS_plain := -m 'not ray' tests $(addprefix --ignore=,$(SERVICE))
+TESTS_ray := -m ray tests
+TESTS_service := -m 'not ray' $(SERVICE)
+TESTS_rest := -m 'not ray' tests $(addprefix --ignore=,$(SERVICE))
+
+# 5 means that PYTEST_ARGS left no test in one of them.
+test-%: $(VENV)/installed-dev
+	@echo "== $*"; $(BIN)/python -m pytest $(TESTS_$*) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/installed-dev ## ruff, mypy (strict), import contracts
 	$(BIN)/ruff check .

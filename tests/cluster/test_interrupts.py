@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.jobs.command import wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -34,4 +36,11 @@ with ending_everything(lambda: print("farewell", flush=True)):
     child, *said = ended.stdout.split()
     assert (ended.returncode, said) == (130, ["farewell"])
     stat = Path(f"/proc/{child}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def has_ended() -> bool:
+        try:
+            return stat.read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    wait_until(has_ended, "the child to be taken away", 30)

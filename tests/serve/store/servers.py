@@ -59,7 +59,16 @@ def postgresql() -> Iterator[str]:
         options = ["listen_addresses=", "fsync=off", f"unix_socket_directories={folder}", "timezone=Asia/Shanghai"]
         command = [server, "-D", str(data), *(part for option in options for part in ("-c", option))]
         with _running(command, folder, user, folder / ".s.PGSQL.5432"):
+            _await_ready(folder)
             yield f"postgresql://troupe@/{{name}}?host={folder}"
+
+
+def _await_ready(folder: Path) -> None:
+    """PostgreSQL has its socket before it takes connections."""
+    deadline = time.monotonic() + 60
+    while subprocess.run([_binary("pg_isready"), "-q", "-h", str(folder)], check=False).returncode != 0:
+        assert time.monotonic() < deadline, "PostgreSQL does not get ready"
+        time.sleep(0.05)
 
 
 def _binary(name: str) -> str:
