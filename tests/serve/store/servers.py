@@ -6,6 +6,7 @@ that is far from UTC.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -65,10 +66,18 @@ def postgresql() -> Iterator[str]:
 
 def _await_ready(folder: Path) -> None:
     """PostgreSQL has its socket before it takes connections."""
+    import asyncpg
+
+    async def connect() -> None:
+        await (await asyncpg.connect(host=str(folder), user="troupe", database="postgres")).close()
+
     deadline = time.monotonic() + 60
-    while subprocess.run([_binary("pg_isready"), "-q", "-h", str(folder)], check=False).returncode != 0:
-        assert time.monotonic() < deadline, "PostgreSQL does not get ready"
-        time.sleep(0.05)
+    while True:
+        try:
+            return asyncio.run(connect())
+        except (OSError, asyncpg.PostgresError):
+            assert time.monotonic() < deadline, "PostgreSQL does not get ready"
+            time.sleep(0.05)
 
 
 def _binary(name: str) -> str:
