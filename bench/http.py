@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 import cv2
 import numpy as np
+import ray
 
 from actors.model import Step
 from bench.clip import drawn, write_clip
@@ -54,6 +55,8 @@ PIN = "bench-http"
 SERVICE = "bench-http-service"
 _SLACK_SECONDS = 0.1
 _FPS = 30
+#: Each look takes some milliseconds of a core that the clip's work needs too.
+_LOOK_SECONDS = 0.2
 _ALONE = 7
 
 
@@ -137,8 +140,10 @@ def _clips(args: argparse.Namespace, config: Config, folder: Path) -> Row:
     clip = folder / "clip.mp4"
     frames = write_clip(clip, round(args.seconds * _FPS), args.size)
     through, bare, planned = [], [], []
+    # A process of Ray's, as runners and lanes are, which it starts at a lower priority than this one.
+    alone = ray.remote(num_cpus=0, max_restarts=0)(Alone).remote(config, folder)
     for turn in range(args.rounds + 1):
-        seconds, lane = asyncio.run(_submitted(config, clip)), _alone(config, folder, clip, turn)
+        seconds, lane = asyncio.run(_submitted(config, clip)), ray.get(alone.seconds.remote(clip, turn))
         if turn:  # the first brings up what both need
             through.append(seconds[0])
             planned.append(seconds[1])
@@ -168,7 +173,7 @@ async def _submitted(config: Config, clip: Path) -> tuple[float, float]:
             async with session.post("/v1/tasks", data=form) as answer:
                 task = await answer.json()
         while task["state"] in ("queued", "running"):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_LOOK_SECONDS)
             async with session.get(task["links"]["self"]) as answer:
                 task = await answer.json()
             started = started or (time.monotonic() - begun if task["state"] != "queued" else 0.0)
@@ -179,16 +184,23 @@ async def _submitted(config: Config, clip: Path) -> tuple[float, float]:
         return time.monotonic() - begun, started
 
 
-def _alone(config: Config, folder: Path, clip: Path, turn: int) -> float:
-    """Seconds of the same work here, without a service."""
-    settings = resolve(config, "balanced", upscale=UPSCALE, target="2", matte="none")
-    task = DataFolder(folder / f"bare-{turn}").create()
-    (task.input / INPUT).write_bytes(clip.read_bytes())
-    payload = RestagePayload(settings=settings).model_dump(mode="json")
-    new = NewTask(owner="bench", kind="restage", payload=payload, id=task.id)
-    begun = time.monotonic()
-    restage(Work(_claimed(new), task, config, TaskProgress(STAGES), lambda: None))
-    return time.monotonic() - begun
+class Alone:
+    """An actor's body: the same work without a service."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        cv2.setNumThreads(1)  # as lanes do
+        self._config, self._folder = config, folder
+
+    def seconds(self, clip: Path, turn: int) -> float:
+        """What a clip takes."""
+        settings = resolve(self._config, "balanced", upscale=UPSCALE, target="2", matte="none")
+        task = DataFolder(self._folder / f"bare-{turn}").create()
+        (task.input / INPUT).write_bytes(clip.read_bytes())
+        payload = RestagePayload(settings=settings).model_dump(mode="json")
+        new = NewTask(owner="bench", kind="restage", payload=payload, id=task.id)
+        begun = time.monotonic()
+        restage(Work(_claimed(new), task, self._config, TaskProgress(STAGES), lambda: None))
+        return time.monotonic() - begun
 
 
 def _claimed(new: NewTask) -> Task:
