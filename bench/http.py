@@ -36,8 +36,9 @@ from bench.models import linked_weights
 from bench.networks import parse_size
 from bench.priority import JOBS, UPSCALE, WINDOW, table
 from bench.restage import machine
-from cluster.config import Config, HttpSettings, PinSettings, ServiceSettings, TroupeSettings
+from cluster.config import Config, PinSettings, TroupeSettings
 from cluster.pins import delete_applications, deploy_all, describe
+from cluster.service_settings import HttpSettings, ServiceSettings
 from cluster.session import connect
 from jobs.restage.settings import resolve
 from serve.app import build

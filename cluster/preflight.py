@@ -8,10 +8,11 @@ from typing import Literal
 
 from cluster.budget import Budget, make_budget, replicas_of
 from cluster.cards import Card, local_cards
-from cluster.config import BatchSettings, PinSettings, ServiceSettings
+from cluster.config import BatchSettings, PinSettings
 from cluster.errors import RoomError
 from cluster.profiles import figures_for, shipped_profile
 from cluster.room import Room, ask_cards, survey
+from cluster.service_settings import ServiceSettings
 from cluster.session import Session
 from cluster.tables import as_table, budget_lines
 

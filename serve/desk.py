@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from fastapi import Request
@@ -17,13 +15,14 @@ from fastapi import Request
 from actors.frames import FrameBatch
 from actors.model import Step
 from actors.video.stills import Stills
-from cluster.config import Config, ServiceSettings
-from jobs.backgrounds import Library, open_once
+from cluster.config import Config
+from cluster.service_settings import ServiceSettings
+from jobs.backgrounds import Library
 from jobs.limits import limits_of
 from serve.edge.auth import Auth
 from serve.edge.problems import busy
 from serve.folders import DataFolder
-from serve.places import data_root, database_url
+from serve.places import data_root, database_url, library_of
 from serve.store import Store
 from serve.transfer.fetch import GuardedClient
 from serve.transfer.uploads import UploadLimits, Uploads
@@ -164,7 +163,7 @@ async def opened_desk(
             Signer.from_environ(service.webhook_secret_env, environ),
             stills,
             performers,
-            Library(Path(service.library), partial(open_once, limits=limits)),
+            library_of(config),
             asyncio.Semaphore(_DECODERS),
             Places(service.max_uploads + _ACCEPTING, "busy", "tasks are being accepted"),
             Places(service.on_demand_at_once, "busy", "requests are being answered"),

@@ -17,9 +17,6 @@ RESULT = "video.mp4"
 #: Tasks that somebody waits for go first, and have a runner of their own.
 ON_DEMAND = 10
 
-#: Settings that only restaging with a model of its family understands; a task keeps them as they were resolved.
-RESTAGE = "restage"
-
 
 class RestagePayload(BaseModel):
     """A restaging.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, ServiceSettings
+from cluster.config import Config
+from cluster.service_settings import ServiceSettings
+from jobs.backgrounds import Library, open_once
+from jobs.limits import limits_of
 from serve.folders import default_data
 
 DATABASE = "troupe.db"
@@ -27,6 +31,11 @@ def resolved(config: Config) -> Config:
 def service_args(config: Config) -> dict[str, Any]:
     """What `serve.app:build` takes of a configuration."""
     return config.model_dump(mode="json", include={"http", "troupe", "pins"})
+
+
+def library_of(config: Config) -> Library:
+    """The server's background categories."""
+    return Library(Path(config.troupe.service.library), partial(open_once, limits=limits_of(config)))
 
 
 def data_root(settings: ServiceSettings, environ: Mapping[str, str]) -> Path:

@@ -11,8 +11,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cluster.calls import Call
@@ -21,18 +19,17 @@ from cluster.errors import ClusterError, UsageError
 from cluster.heap import give_back_freed
 from cluster.weights import default_store
 from jobs.assemble import assemble
-from jobs.backgrounds import Library, open_once
 from jobs.command import choose_encoder
 from jobs.inputs import Input
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, output_lock, read_row
-from jobs.limits import limits_of
 from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
 from jobs.task import VideoTask
 from serve.intake import require_weights
 from serve.payload import INPUT, RESULT, RestagePayload
+from serve.places import library_of
 from serve.work import Made, Work
 
 #: How long a runner that lost the task may still hold its folder, in leases; and how often that is looked at.
@@ -96,7 +93,7 @@ def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
         config,
         work.folder.work,
         default_store(os.environ),
-        Library(Path(config.troupe.service.library), partial(open_once, limits=limits_of(config))),
+        library_of(config),
         choose_encoder(config.troupe.encode, settings.crf, settings.x264, work.progress.note),
         payload.allow_damaged,
         payload.split_shots,

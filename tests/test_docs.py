@@ -23,15 +23,14 @@ from cluster.config import (
     Config,
     EncodeSettings,
     GovernorSettings,
-    HttpSettings,
     LimitSettings,
     PinSettings,
     Preset,
-    ServiceSettings,
     TroupeSettings,
     load_config,
 )
 from cluster.registry import official_registry
+from cluster.service_settings import HttpSettings, ServiceSettings
 from serve.api import create_app
 from serve.desk import Desk
 

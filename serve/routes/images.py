@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -32,7 +32,6 @@ from serve.schemas import RestageChoices
 
 router = APIRouter(prefix="/v1", tags=["on demand"])
 
-Kind = Literal["png", "jpeg", "webp"]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ANY = {f"image/{kind}": _BINARY for kind in ("png", "jpeg", "webp")}
 _FORM = {

@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from actors.frames import FrameBatch
 from actors.model import Step
-from cluster.config import Config, ServiceSettings, TroupeSettings
+from cluster.config import Config, TroupeSettings
+from cluster.service_settings import ServiceSettings
 from serve.api import create_app
 from serve.desk import Desk, opened_desk
 from serve.edge.auth import Auth, Tokens
