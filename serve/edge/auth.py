@@ -25,11 +25,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from fastapi import Request, Security
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cluster.config import Config
@@ -273,12 +273,7 @@ class Auth:
         self._quotas: dict[str, UploadQuota] = {}
         self._strangers: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    async def __call__(
-        self,
-        request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None,  # noqa: ARG002 - OpenAPI's
-        x_token: Annotated[str | None, Security(X_TOKEN)] = None,  # noqa: ARG002
-    ) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
         if self._tokens is None:
             _refuse_other_sites(request)
             return LOCAL

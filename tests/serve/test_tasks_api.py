@@ -332,3 +332,11 @@ def test_weights_that_are_missing_are_told_at_once(
     assert (answer.status_code, answer.json()["code"]) == (422, "weights_missing")
     assert "troupe weights fetch realesr-animevideov3" in answer.json()["detail"]
     assert here.folders() == []
+
+
+def test_openapi_offers_both_headers(here: Service) -> None:
+    schemes = here.client.get("/openapi.json").json()["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme.get("scheme", scheme.get("name"))) for scheme in schemes.values()} == {
+        ("http", "bearer"),
+        ("apiKey", "x-token"),
+    }

@@ -277,11 +277,3 @@ def test_task_quota_counts_what_is_queued_or_running() -> None:
         check_queued(Principal("a", queued=3), 3)
     assert refused.value.status == 429
     assert "Retry-After" in refused.value.headers
-
-
-def test_openapi_offers_both_headers(tokens: Tokens) -> None:
-    schemes = served(tokens, Clock()).get("/openapi.json").json()["components"]["securitySchemes"]
-    assert {(scheme["type"], scheme.get("scheme", scheme.get("name"))) for scheme in schemes.values()} == {
-        ("http", "bearer"),
-        ("apiKey", "x-token"),
-    }
