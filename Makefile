@@ -32,14 +32,14 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
 
 # In three processes, because the tests that need a Ray mostly wait: for processes to start, and for what they have killed.
-# Each says what it has to say when it has ended.
+# What `troupe up` starts is in one of them: it has a port of its own. Each says what it has to say when it has ended.
 test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-ray test-service test-rest
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-up test-jobs test-rest
 
-SERVICE := tests/serve tests/cli tests/cluster
-TESTS_ray := -m ray tests
-TESTS_service := -m 'not ray' $(SERVICE)
-TESTS_rest := -m 'not ray' tests $(addprefix --ignore=,$(SERVICE))
+UP := tests/serve tests/cli
+TESTS_up := -m ray $(UP)
+TESTS_jobs := -m ray tests $(addprefix --ignore=,$(UP))
+TESTS_rest := -m 'not ray' tests
 
 # 5 means that PYTEST_ARGS left no test in one of them.
 test-%: $(VENV)/installed-dev

@@ -41,12 +41,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def soak_count(request: pytest.FixtureRequest) -> SoakCount:
     """`soak_count(reduced, full)`: how many rounds a soak test does, in full when TROUPE_SOAK=full (`make soak`).
 
-    The summary of the run states the number for each test.
+    None of them skips the test. The summary of the run states the number for each test.
     """
 
     def count(reduced: int, full: int) -> int:
         chosen = full if os.environ.get("TROUPE_SOAK") == "full" else reduced
         request.node.user_properties.append((_SOAK, f"{chosen} of {full}"))
+        if not chosen:
+            pytest.skip("part of `make soak`")
         return chosen
 
     return count
@@ -54,7 +56,7 @@ def soak_count(request: pytest.FixtureRequest) -> SoakCount:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """States the counts of the soak tests that ran."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    reports = [report for kind in ("passed", "failed", "skipped") for report in terminalreporter.stats.get(kind, ())]
     counts = {report.nodeid: value for report in reports for name, value in report.user_properties if name == _SOAK}
     if counts:
         terminalreporter.section("soak counts (`make soak` does all)")

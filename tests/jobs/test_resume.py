@@ -61,7 +61,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
     unkilled: tuple[Path, bytes], soak_count: SoakCount, joining: dict[str, str]
 ) -> None:
     folder, expected = unkilled
-    count = soak_count(2, 20)
+    count = soak_count(3, 20)
     dice = random.Random(5)
     # From planning (-1) over every number of finished segments to assembly, evenly, and a moment later.
     for trial in range(count):
