@@ -238,7 +238,7 @@ class _Attempt:
             await asyncio.sleep(_BEAT_SECONDS)
 
     async def _persist(self, ended: Callable[[], Any]) -> None:
-        """Tells the store until it has heard; if it is gone for longer than a lease, the task is done again."""
+        """Tells the store until it has heard; if it is gone for longer than ten leases, the task is done again."""
         give_up = time.monotonic() + 10 * self._claim.lease_s
         while True:
             self._runner._alive = time.monotonic()
@@ -249,7 +249,8 @@ class _Attempt:
                 log.warning("cannot tell how it ended: %s", error)
                 if time.monotonic() > give_up or self._runner._ending.is_set():
                     return
-                await asyncio.sleep(_STORE_AGAIN_SECONDS)
+                # As often as a heartbeat: once the store is back, the end is there before somebody takes the task.
+                await asyncio.sleep(_BEAT_SECONDS)
 
 
 def _may_pass(error: BaseException | None) -> bool:
