@@ -29,7 +29,7 @@ class Queue:
     _attempts: int
     _silence_s: float
     #: When this store first saw a lease that had run out, by task and end of the lease.
-    _silent: dict[tuple[str, datetime], float]
+    _silent: dict[tuple[str, datetime | None], float]
 
     async def claim(self, owner: str, lease_s: float, *, at_least: int = -MAX_PRIORITY) -> Claim | None:
         """Takes the task that is next: one whose runner fell silent, else of the highest priority the oldest.
@@ -198,9 +198,9 @@ class Queue:
         query = select(TaskRow.id, TaskRow.lease_until).where(
             TaskRow.state == TaskState.RUNNING, TaskRow.lease_until <= now, which
         )
-        found = (await session.execute(query.order_by(TaskRow.lease_until, TaskRow.id).limit(_CANDIDATES))).all()
+        found = await session.execute(query.order_by(TaskRow.lease_until, TaskRow.id).limit(_CANDIDATES))
         at = time.monotonic()
-        self._silent = {(row[0], row[1]): self._silent.get((row[0], row[1]), at) for row in found}
+        self._silent = {(task_id, until): self._silent.get((task_id, until), at) for task_id, until in found}
         return [task_id for (task_id, _), since in self._silent.items() if at - since >= self._silence_s]
 
     def _close_abandoned(self, session: AsyncSession, row: TaskRow, now: datetime) -> bool:
