@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
@@ -109,7 +110,8 @@ async def _tidy(desk: Desk) -> None:
     for task_id, state in (await desk.store.states(await asyncio.to_thread(desk.data.unfinished))).items():
         if state is TaskState.DONE:
             await asyncio.to_thread(desk.data.keep_result, task_id)
-        elif state is TaskState.CANCELLED:
+        # Asked again: it may have been retried while others were tidied.
+        elif state is TaskState.CANCELLED and (await desk.store.states([task_id])).get(task_id) is state:
             await asyncio.to_thread(desk.data.remove, task_id)
 
 
@@ -118,17 +120,22 @@ async def _retain(desk: Desk) -> None:
     left is removed."""
     service = desk.service
     before = datetime.now(UTC) - timedelta(days=service.keep_days)
-    while gone := await desk.store.purge(before=before):
-        for task_id in gone:
-            await asyncio.to_thread(desk.data.remove, task_id)
+    while await _purge(desk, before=before):
+        pass
     ended = [each async for each in _ended(desk)]
-    too_much = await asyncio.to_thread(
-        desk.data.retain, ended, keep_days=service.keep_days, keep_bytes=int(service.keep_gib * 2**30)
-    )
-    for first in range(0, len(too_much), _PAGE):
-        await desk.store.purge(ids=too_much[first : first + _PAGE])
+    chosen = await asyncio.to_thread(desk.data.excess, ended, service.keep_gib * 2**30)
+    for first in range(0, len(chosen), _PAGE):
+        await _purge(desk, ids=chosen[first : first + _PAGE])
     known = await desk.store.states(await asyncio.to_thread(desk.data.ids))
     await asyncio.to_thread(desk.data.sweep, known.__contains__)
+
+
+async def _purge(desk: Desk, **which: Any) -> bool:
+    """Removes tasks with their files, the rows first: the store knows which were retried meanwhile, or are owed."""
+    gone = await desk.store.purge(**which)
+    for task_id in gone:
+        await asyncio.to_thread(desk.data.remove, task_id)
+    return bool(gone)
 
 
 async def _ended(desk: Desk) -> AsyncIterator[Ended]:

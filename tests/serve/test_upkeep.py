@@ -76,6 +76,28 @@ def test_oldest_results_go_first_when_all_are_too_large(tmp_path: Path) -> None:
         assert here.client.get(f"/v1/tasks/{ids[0]}").status_code == 404
 
 
+def test_task_that_is_retried_or_owed_while_results_are_too_large_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"keep_gib": 1 / 2**30, "webhook_secret_env": "SECRET", "environ": {"SECRET": SECRET}}
+    with service(tmp_path, **options) as here:
+        store, excess = here.desk.store, DataFolder.excess
+        failed, owed, done = submit(here), submit(here, webhook="https://nobody.invalid/"), submit(here)
+        here.run(store.finish, here.claim(), TaskState.FAILED)
+        assert [here.finish(), here.finish()] == [owed, done]
+
+        def slowly(*arguments: Any) -> list[str]:
+            chosen = excess(*arguments)
+            here.run(store.retry, failed, None)
+            return chosen
+
+        monkeypatch.setattr(DataFolder, "excess", slowly)
+        retain(here)
+        assert here.folders() == sorted([failed, owed])
+        assert here.client.delete(f"/v1/tasks/{owed}?purge=true").json()["code"] == "owed"
+        assert here.finish() == failed
+
+
 def test_folder_that_a_crash_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
     with service(tmp_path) as here:
         left = here.desk.data.create()
@@ -145,12 +167,10 @@ def test_webhook_that_is_owed_when_the_secret_is_gone_is_given_up_and_its_task_c
     with service(tmp_path) as here:
         task = here.run(here.desk.store.submit, NewTask("local", "restage", {}, webhook="https://example.com/"))
         here.run(here.desk.store.finish, here.claim(), TaskState.DONE)
-        purge = f"/v1/tasks/{task.id}?purge=true"
-        assert here.client.delete(purge).json()["code"] == "owed"
         here.run(upkeep._give_up, here.desk)
         assert webhook(here, task.id) == {
             "state": "given_up",
             "attempts": 0,
             "answer": "the server has no webhook secret",
         }
-        assert here.client.delete(purge).status_code == 204
+        assert here.client.delete(f"/v1/tasks/{task.id}?purge=true").status_code == 204
