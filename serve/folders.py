@@ -173,7 +173,7 @@ class DataFolder:
         return shutil.disk_usage(self.root).free
 
     def excess(self, ended: Collection[Ended], keep_bytes: float) -> list[str]:
-        """Ids of ended tasks that are to go, the oldest first, so that the files of the others are within `keep_bytes`."""
+        """Ids of ended tasks that are to go, the oldest first, so that the others' files are within `keep_bytes`."""
         sizes = {task.id: self.size(task.id) for task in ended}
         total, chosen = sum(sizes.values()), []
         for task in sorted(ended, key=lambda task: task.finished):

@@ -314,14 +314,6 @@ def test_older_contract_is_kept_to_the_letter(here: Service) -> None:
     assert wrong.status_code == 422
 
 
-def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
-    with service(tmp_path, ready={"pin restage": "not deployed"}) as here:
-        assert here.client.get("/healthz").json()["status"] == "ok"
-        answer = here.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json()["checks"] == {"store": "ok", "disk": "ok", "pin restage": "not deployed"}
-
-
 def test_every_operation_and_field_is_described(here: Service) -> None:
     document = here.client.get("/openapi.json").json()
     for path, methods in document["paths"].items():
