@@ -30,13 +30,15 @@ from serve.edge.auth import Auth, tokens_of
 from serve.edge.connections import allow_files, server_of
 from serve.logs import log_as_json
 from serve.performers import Performers
+from serve.store.upgrade import STEP_SECONDS
 
 log = logging.getLogger(__name__)
 
 #: Requests that are being answered when the replica is to end are given so long.
 DRAIN_SECONDS = 10
 SHUTDOWN_SECONDS = DRAIN_SECONDS + 10.0
-_START_SECONDS = 60.0
+#: It may be the one that upgrades the database, or wait for it.
+_START_SECONDS = 60.0 + STEP_SECONDS
 _BIND_SECONDS = 30.0
 _SERVE_SECONDS = 3.0
 #: The loop does something else between two requests within milliseconds; a machine that swaps needs seconds.

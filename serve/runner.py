@@ -100,9 +100,12 @@ class Runner:
 
     async def _opened(self, store: Store) -> None:
         while not self._ending.is_set():
-            self._alive = time.monotonic()
+            opening = asyncio.create_task(store.open())
+            # Until a database is upgraded may take an hour; the loop lives meanwhile.
+            while not (await asyncio.wait({opening}, timeout=_BEAT_SECONDS))[0]:
+                self._alive = time.monotonic()
             try:
-                await store.open()
+                await opening
                 break
             except StoreError as error:
                 log.warning("%s: %s", self._name, error)

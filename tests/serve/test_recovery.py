@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +76,17 @@ def test_input_stays_until_the_store_has_heard_that_its_task_is_done(
         assert there == [True, True]
         wait_until(lambda: not folder.input.exists() and not folder.work.exists(), "its input to go")
     assert here.client.get(f"/v1/tasks/{task_id}/result").status_code == 200
+
+
+def test_runner_counts_as_alive_while_the_database_is_upgraded(here: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgraded, began = threading.Event(), time.monotonic()
+    monkeypatch.setattr(running, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("serve.store.store.upgrade", lambda *_: upgraded.wait(60))
+    with at_work(here, monkeypatch) as runner:
+        try:
+            wait_until(lambda: runner._alive > began + 0.5, "signs of life")
+        finally:
+            upgraded.set()
 
 
 def test_runner_waits_for_the_one_before_it_and_spends_no_attempt_on_that(
