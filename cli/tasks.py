@@ -269,3 +269,6 @@ def _facts(task: TaskView) -> Iterator[tuple[str, Any]]:
             yield "notice", notice
     if task.error is not None:
         yield "error", f"{task.error.detail} ({task.error.code})"
+    if (webhook := task.webhook) is not None:
+        tried = f", attempt {webhook.attempts}: {webhook.answer or 'no answer yet'}" if webhook.attempts else ""
+        yield "webhook", webhook.state.replace("_", " ") + tried

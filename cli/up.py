@@ -22,7 +22,6 @@ from cluster.room import Room, survey
 from cluster.session import connect, joins, messages_on_stderr
 from cluster.standing import join_standing, standing, start, stop
 from cluster.weights import default_store
-from serve.places import resolved, service_args
 
 Say = Callable[[str], None]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="By default ray-config.yaml here.")]
@@ -39,9 +38,9 @@ def up(
     with exit_codes():
         found = load_config(config)
         if found.service is not None:
-            from serve.edge.auth import tokens_of  # takes a while to import
+            from serve.places import check, resolved  # takes a while to import
 
-            tokens_of(resolved(found), os.environ)  # before Ray takes ten seconds to start
+            check(resolved(found), os.environ)  # before Ray takes ten seconds to start
         joined = join_standing(os.environ) or joins(os.environ)
         if not joined:
             budget = local_budget(found, gpus=num_gpus)
@@ -114,6 +113,7 @@ def _service_of(config: Config) -> dict[str, Any]:
     if config.service is None:
         return {}
     from serve.app import build
+    from serve.places import resolved, service_args
 
     return {config.service: build(service_args(resolved(config)))}
 

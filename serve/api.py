@@ -45,7 +45,7 @@ def create_app(open_desk: OpenDesk, *, max_requests: int) -> FastAPI:
         # asyncio's own are so few on a small machine that some files which take long to look at would hold up all else.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="desk"))
         async with open_desk() as desk, upkeep(desk):
-            app.state.desk = desk
+            app.state.desk, app.state.readiness = desk, health.Readiness(desk)
             yield
             desk.ending.set()
 

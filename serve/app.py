@@ -18,10 +18,9 @@ from ray import serve as ray_serve
 from cluster.config import Config
 from cluster.files import sha256_of
 from cluster.identity import code_hash
-from serve.edge.auth import tokens_of
 from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
 from serve.ingress import Ingress
-from serve.places import data_root, resolved, service_args
+from serve.places import check, data_root, resolved, service_args
 from serve.runner import SHUTDOWN_SECONDS as RUNNER_SHUTDOWN_SECONDS
 from serve.runner import Runner
 
@@ -37,10 +36,10 @@ def build(args: Mapping[str, Any]) -> ray_serve.Application:
         args: `http`, `troupe` and `pins` of the configuration; relative paths are this process's.
 
     Raises:
-        UsageError: the address is open to others and there are no tokens, or the tokens file is broken.
+        UsageError: as `check` and `resolved`.
     """
     given = Config.model_validate(args)
-    tokens_of(given, os.environ)
+    check(given, os.environ)
     service = given.troupe.service
     data = {"service": service.model_copy(update={"data": str(data_root(service, os.environ))})}
     config = resolved(given.model_copy(update={"troupe": given.troupe.model_copy(update=data)}))

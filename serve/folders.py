@@ -17,10 +17,10 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -172,28 +172,17 @@ class DataFolder:
         """Bytes free on the disk."""
         return shutil.disk_usage(self.root).free
 
-    def retain(
-        self, ended: Iterable[Ended], *, keep_days: float, keep_bytes: float, now: datetime | None = None
-    ) -> list[str]:
-        """Remove ended tasks' files that are too old, then the oldest until all tasks together have `keep_bytes`.
-
-        Files of tasks that have not ended count and stay.
-
-        Returns:
-            Ids whose files were removed, in that order.
-        """
-        oldest = (now or datetime.now(UTC)) - timedelta(days=keep_days)
-        sizes = {task_id: self.size(task_id) for task_id in self.ids()}
-        total, removed = sum(sizes.values()), []
+    def excess(self, ended: Collection[Ended], keep_bytes: float) -> list[str]:
+        """Ids of ended tasks that are to go, the oldest first, so that the others' files are within `keep_bytes`."""
+        sizes = {task.id: self.size(task.id) for task in ended}
+        total, chosen = sum(sizes.values()), []
         for task in sorted(ended, key=lambda task: task.finished):
-            if task.id not in sizes:
-                continue
-            if task.finished >= oldest and total <= keep_bytes:
+            if total <= keep_bytes:
                 break
-            if self.remove(task.id):
-                removed.append(task.id)
-            total -= sizes.pop(task.id)
-        return removed
+            if sizes[task.id]:
+                chosen.append(task.id)
+                total -= sizes[task.id]
+        return chosen
 
     def sweep(
         self, is_known: Callable[[str], bool], *, min_age_s: float = 6 * 3600.0, clock: Callable[[], float] = time.time

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from ray import serve as ray_serve
@@ -29,15 +30,19 @@ from serve.edge.auth import Auth, tokens_of
 from serve.edge.connections import allow_files, server_of
 from serve.logs import log_as_json
 from serve.performers import Performers
+from serve.store.upgrade import STEP_SECONDS
 
 log = logging.getLogger(__name__)
 
 #: Requests that are being answered when the replica is to end are given so long.
 DRAIN_SECONDS = 10
 SHUTDOWN_SECONDS = DRAIN_SECONDS + 10.0
-_START_SECONDS = 60.0
+#: It may be the one that upgrades the database, or wait for it.
+_START_SECONDS = 60.0 + STEP_SECONDS
 _BIND_SECONDS = 30.0
-_READY_SECONDS = 1.0
+_SERVE_SECONDS = 3.0
+#: The loop does something else between two requests within milliseconds; a machine that swaps needs seconds.
+_STUCK_SECONDS = 30.0
 #: Open files: a request's connection and what it sends or receives, and what the process has beside requests.
 _FILES_A_REQUEST, _FILES = 2, 1000
 
@@ -70,6 +75,7 @@ class Ingress:
         )
         self._app = app
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: float | None = None  # when the loop was asked for a sign of life that it has not given yet
         self._socket = listening(self._config.http.host, self._config.http.port)
         self._server = server_of(app, drain_seconds=DRAIN_SECONDS)
         self._thread = threading.Thread(target=self._serve, name="uvicorn", daemon=True)
@@ -86,6 +92,15 @@ class Ingress:
         """Raises when nothing is answered any more; Serve asks, and replaces the replica then."""
         if not self._thread.is_alive():
             raise ClusterError("ingress", "has ended", remedy="see its log; it is replaced")
+        assert self._loop is not None  # it has started
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._loop.call_soon_threadsafe(self._answer)
+        elif (stuck := time.monotonic() - self._asked) > _STUCK_SECONDS:
+            raise ClusterError("ingress", f"has answered nothing for {stuck:.0f} s", remedy="it is replaced")
+
+    def _answer(self) -> None:
+        self._asked = None
 
     def __del__(self) -> None:
         # Serve calls it when it ends a replica on purpose.
@@ -117,28 +132,32 @@ class Ingress:
 
 
 class Applications:
-    """How Serve says that the pins are, asked at most once a second. Blocking: from threads."""
+    """How Serve says that the pins are. Blocking, but not for long: from threads, one at a time."""
 
     def __init__(self, names: list[str]) -> None:
-        self._names, self._lock = names, threading.Lock()
-        self._asked, self._states = -_READY_SECONDS, dict[str, str]()
+        self._names = names
+        self._asked: Future[dict[str, str]] | None = None
 
     def states(self) -> dict[str, str]:
         """`ok`, or Serve's word, by `pin NAME`."""
-        with self._lock:
-            if time.monotonic() - self._asked > _READY_SECONDS:
-                try:
-                    found = ray_serve.status().applications
-                    states = {
-                        name: str(found[name].status) if name in found else "not deployed" for name in self._names
-                    }
-                except Exception as error:  # Ray raises anything here; whoever asks wants to know, not to fail
-                    states = dict.fromkeys(self._names, f"unknown: {type(error).__name__}")
-                self._states = {
-                    f"pin {name}": "ok" if state.endswith("RUNNING") else state for name, state in states.items()
-                }
-                self._asked = time.monotonic()
-            return dict(self._states)
+        if self._asked is None or self._asked.done():
+            self._asked = Future()
+            # On a thread of its own: a controller that hangs takes no more than this one.
+            threading.Thread(target=self._ask, args=(self._asked,), name="serve status", daemon=True).start()
+        try:
+            states = self._asked.result(_SERVE_SECONDS)
+        except Exception as error:  # Ray raises anything here; whoever asks wants to know, not to fail
+            states = dict.fromkeys(self._names, f"unknown: {type(error).__name__}")
+        return {f"pin {name}": "ok" if state.endswith("RUNNING") else state for name, state in states.items()}
+
+    def _ask(self, asked: Future[dict[str, str]]) -> None:
+        try:
+            found = ray_serve.status().applications
+            asked.set_result(
+                {name: str(found[name].status) if name in found else "not deployed" for name in self._names}
+            )
+        except Exception as error:
+            asked.set_exception(error)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -100,9 +100,12 @@ class Runner:
 
     async def _opened(self, store: Store) -> None:
         while not self._ending.is_set():
-            self._alive = time.monotonic()
+            opening = asyncio.create_task(store.open())
+            # Until a database is upgraded may take an hour; the loop lives meanwhile.
+            while not (await asyncio.wait({opening}, timeout=_BEAT_SECONDS))[0]:
+                self._alive = time.monotonic()
             try:
-                await store.open()
+                await opening
                 break
             except StoreError as error:
                 log.warning("%s: %s", self._name, error)
@@ -238,7 +241,7 @@ class _Attempt:
             await asyncio.sleep(_BEAT_SECONDS)
 
     async def _persist(self, ended: Callable[[], Any]) -> None:
-        """Tells the store until it has heard; if it is gone for longer than a lease, the task is done again."""
+        """Tells the store until it has heard; if it is gone for longer than ten leases, the task is done again."""
         give_up = time.monotonic() + 10 * self._claim.lease_s
         while True:
             self._runner._alive = time.monotonic()
@@ -249,7 +252,8 @@ class _Attempt:
                 log.warning("cannot tell how it ended: %s", error)
                 if time.monotonic() > give_up or self._runner._ending.is_set():
                     return
-                await asyncio.sleep(_STORE_AGAIN_SECONDS)
+                # As often as a heartbeat: once the store is back, the end is there before somebody takes the task.
+                await asyncio.sleep(_BEAT_SECONDS)
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.edge.problems import ProblemDetails
-from serve.store import Task, TaskState
+from serve.store import Task, TaskState, Told
 
 _X264 = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
@@ -139,6 +139,25 @@ class CostView(BaseModel):
     retries: int = Field(default=0, description="Calls to pins that were repeated.")
 
 
+class WebhookView(BaseModel):
+    """How the telling of a task's end goes."""
+
+    state: Literal["waiting", "delivered", "given_up"] = Field(
+        description="`waiting` for the end, or for an attempt that goes better; the others are final."
+    )
+    attempts: int = Field(description="How often it was sent.", examples=[2])
+    answer: str = Field(description="What came of the last attempt; empty before.", examples=["HTTP 500"])
+
+    @classmethod
+    def of(cls, told: Told | None) -> WebhookView:
+        """That of the latest end; None before there was one."""
+        if told is None:
+            return cls(state="waiting", attempts=0, answer="")
+        settled: Literal["delivered", "given_up"] = "delivered" if told.delivered else "given_up"
+        answer = str((told.answer or {}).get("reason", ""))
+        return cls(state=settled if told.due is None else "waiting", attempts=told.attempts, answer=answer)
+
+
 class LinksView(BaseModel):
     """Where to go on."""
 
@@ -166,10 +185,13 @@ class TaskView(BaseModel):
     result: ResultView | None = Field(description="What it made; null unless it is done.")
     error: ProblemDetails | None = Field(description="Why it failed, or what the last attempt met.")
     cost: CostView | None = Field(description="What it cost; null before it ended.")
+    webhook: WebhookView | None = Field(
+        default=None, description="How its webhook goes, where one task with a webhook is looked at."
+    )
     links: LinksView = Field(description="Where to go on.")
 
     @classmethod
-    def of(cls, task: Task, ahead: int | None = None) -> TaskView:
+    def of(cls, task: Task, ahead: int | None = None, webhook: WebhookView | None = None) -> TaskView:
         """A task as its owner sees it."""
         here = f"/v1/tasks/{task.id}"
         done = task.state is TaskState.DONE and task.result is not None
@@ -181,6 +203,7 @@ class TaskView(BaseModel):
                 "name": task.payload.get("name", ""),
                 "settings": task.payload.get("settings", {}),
                 "ahead": ahead,
+                "webhook": webhook,
                 "result": {"url": f"{here}/result", **(task.result or {})} if done else None,
                 "links": {
                     "self": here,

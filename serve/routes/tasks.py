@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -10,11 +11,11 @@ from fastapi.responses import JSONResponse
 
 from serve.desk import Desk
 from serve.edge.auth import Principal
-from serve.edge.problems import Problem, responses
+from serve.edge.problems import Problem, busy, responses
 from serve.intake import Incoming, accept, check_webhook, parsed, restage_payload
 from serve.payload import INPUT
 from serve.routes.access import Asks, TheDesk
-from serve.schemas import NewTaskBody, NewTaskFields, TaskForm, TaskList, TaskView
+from serve.schemas import NewTaskBody, NewTaskFields, TaskForm, TaskList, TaskView, WebhookView
 from serve.store import Document, NewTask, Quota, Task, TaskState
 from serve.store.values import is_id
 
@@ -70,8 +71,13 @@ def missing() -> Problem:
 
 
 async def view_of(desk: Desk, task: Task) -> TaskView:
-    """A task, with its place in the queue."""
-    return TaskView.of(task, await desk.store.ahead(task) if task.state is TaskState.QUEUED else None)
+    """A task, with its place in the queue and how its webhook goes."""
+    ahead = await desk.store.ahead(task) if task.state is TaskState.QUEUED else None
+    webhook = None
+    if task.webhook:
+        told = await desk.store.deliveries_of(task.id) if task.state.ended else ()
+        webhook = WebhookView.of(told[-1] if told else None)
+    return TaskView.of(task, ahead, webhook)
 
 
 def answer_of(task: Task) -> Document:
@@ -138,16 +144,16 @@ async def tasks(
     responses=responses(404, *COMMON) | {304: {"description": "It is as it was (If-None-Match)."}},
 )
 async def task(task_id: TaskId, request: Request, desk: TheDesk, principal: Asks) -> Response:
-    """State, progress, result and cost."""
+    """State, progress, result and cost, and how its webhook goes."""
     seen = await found(desk, principal, task_id)
-    view = await view_of(desk, seen)
-    tag = f'W/"{seen.last_event}-{int(seen.updated.timestamp() * 1e6):x}-{view.ahead or 0}"'
+    body = (await view_of(desk, seen)).model_dump_json().encode()
+    tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if not seen.state.ended:
         headers["Retry-After"] = str(_POLL_SECONDS)
     if tag in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=headers)
-    return JSONResponse(view.model_dump(mode="json"), headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 @router.delete(
@@ -188,12 +194,16 @@ async def remove_files(desk: Desk, task_id: str) -> None:
 
 
 async def _purge(desk: Desk, principal: Principal, seen: Task) -> None:
-    if not seen.state.ended:
-        raise Problem(409, "not_ended", f"the task is {seen.state}; cancel it first")
     # Its row first: a row without files would promise a result that is gone.
-    if not await desk.store.purge(ids=[seen.id], owner=principal.name):
+    if await desk.store.purge(ids=[seen.id], owner=principal.name):
+        await remove_files(desk, seen.id)
+        return
+    now = await found(desk, principal, seen.id)
+    if not now.state.ended:
+        raise Problem(409, "not_ended", f"the task is {now.state}; cancel it first")
+    if any(told.due for told in await desk.store.deliveries_of(now.id)):
         raise Problem(409, "owed", "its webhook is still to be told; try again later")
-    await remove_files(desk, seen.id)
+    raise busy("busy", "something else is being done with the task", _POLL_SECONDS)
 
 
 @router.post(
@@ -208,7 +218,9 @@ async def retry(task_id: TaskId, desk: TheDesk, principal: Asks) -> Response:
     gone."""
     seen = await found(desk, principal, task_id)
     again = seen.state in (TaskState.FAILED, TaskState.CANCELLED)
-    if again and not seen.payload.get("url") and not (desk.data.of(seen.id).input / INPUT).exists():
+    # The files of a cancelled task may still be there, and go any moment.
+    kept = seen.state is TaskState.FAILED and (desk.data.of(seen.id).input / INPUT).exists()
+    if again and not seen.payload.get("url") and not kept:
         raise Problem(409, "input_gone", "the uploaded video is not kept any more; submit it again")
     queued = None if principal.queued == float("inf") else int(principal.queued)
     after = await desk.store.retry(task_id, principal.name, quota=Quota(queued))

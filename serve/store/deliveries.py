@@ -6,14 +6,16 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from serve.store.database import Database
 from serve.store.schema import DeliveryRow
-from serve.store.values import Delivery, Document
+from serve.store.values import Delivery, Document, Told
 
 _CANDIDATES = 16
+#: Deliveries in flight of one owner: whose receivers do not answer does not keep all senders waiting.
+_OF_ONE_OWNER = 2
 
 
 class Deliveries:
@@ -22,7 +24,8 @@ class Deliveries:
     _database: Database
 
     async def claim_delivery(self, lease_s: float) -> Delivery | None:
-        """Takes the delivery that is due longest, and counts the attempt; None when none is due.
+        """Takes the delivery that is due longest, and counts the attempt; None when none is due, or those that are
+        belong to owners of whom two are in flight already.
 
         One claimer gets it. If it says nothing for `lease_s` seconds (killed, say), the delivery is due again: the
         receiver may then hear of it twice, with the same `Delivery.id`.
@@ -52,7 +55,7 @@ class Deliveries:
             delivery: as it was claimed.
             delivered: the receiver took it.
             retry_s: seconds until the next attempt, None to give up; of no meaning once delivered.
-            answer: what the receiver said (`status`, `error`), for people to read.
+            answer: what the receiver said (`reason`), for people to read.
 
         Returns:
             False when the claim ran out and somebody else took it: nothing was changed.
@@ -70,14 +73,24 @@ class Deliveries:
 
         return await self._database.write(work)
 
-    async def deliveries_of(self, task_id: str) -> tuple[dict[str, object], ...]:
-        """How a task's webhooks went, oldest first: id, attempts, delivered, due, answer."""
-        names = ("id", "attempts", "delivered", "due", "answer")
+    async def give_up_deliveries(self, reason: str) -> int:
+        """Settles all that is owed, for when nobody can send it any more; returns how many that were."""
+        owed = update(DeliveryRow).where(DeliveryRow.due.is_not(None))
+
+        async def work(session: AsyncSession, _now: datetime) -> int:
+            done = await session.execute(owed.values(due=None, token="", answer={"reason": reason}))
+            assert isinstance(done, CursorResult)
+            return done.rowcount
+
+        return await self._database.write(work)
+
+    async def deliveries_of(self, task_id: str) -> tuple[Told, ...]:
+        """How a task's webhooks went, one for each of its ends, oldest first."""
         query = select(DeliveryRow).where(DeliveryRow.task_id == task_id).order_by(DeliveryRow.created)
 
-        async def work(session: AsyncSession, _now: datetime) -> tuple[dict[str, object], ...]:
+        async def work(session: AsyncSession, _now: datetime) -> tuple[Told, ...]:
             rows = (await session.execute(query)).scalars()
-            return tuple({name: getattr(row, name) for name in names} for row in rows)
+            return tuple(Told(row.id, row.attempts, row.delivered, row.due, row.answer) for row in rows)
 
         return await self._database.read(work)
 
@@ -96,7 +109,10 @@ def _delivery(row: DeliveryRow) -> Delivery:
 
 
 async def _due(session: AsyncSession, now: datetime) -> Sequence[str]:
-    query = select(DeliveryRow.id).where(DeliveryRow.due <= now).order_by(DeliveryRow.due).limit(_CANDIDATES)
+    in_flight = select(DeliveryRow.owner).where(DeliveryRow.due > now, DeliveryRow.token != "")
+    busy = in_flight.group_by(DeliveryRow.owner).having(func.count() >= _OF_ONE_OWNER)
+    due = select(DeliveryRow.id).where(DeliveryRow.due <= now, DeliveryRow.owner.not_in(busy))
+    query = due.order_by(DeliveryRow.due).limit(_CANDIDATES)
     return (await session.execute(query)).scalars().all()
 
 

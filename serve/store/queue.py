@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, and_, delete, or_, select
+from sqlalchemy import ColumnElement, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from cluster.errors import UsageError
@@ -26,12 +27,16 @@ class Queue:
 
     _database: Database
     _attempts: int
+    _silence_s: float
+    #: When this store first saw a lease that had run out, by task and end of the lease.
+    _silent: dict[tuple[str, datetime | None], float]
 
     async def claim(self, owner: str, lease_s: float, *, at_least: int = -MAX_PRIORITY) -> Claim | None:
         """Takes the task that is next: one whose runner fell silent, else of the highest priority the oldest.
 
         Each task goes to one claimer, however many ask at once. A task that was claimed as often as it may be ends as
-        failed instead, and one that its dead runner should have cancelled as cancelled.
+        failed instead, and one that its dead runner should have cancelled as cancelled. A runner counts as silent once
+        the same lease was seen to have run out at two looks, so call again.
 
         Args:
             owner: the runner's name, for people to read.
@@ -45,10 +50,10 @@ class Queue:
             raise UsageError(f"claim of {owner[:128]!r} for {lease_s} s", "has no name or no duration")
 
         async def waiting(session: AsyncSession, now: datetime) -> bool:
-            return bool(await _candidates(session, now, at_least))
+            return bool(await self._candidates(session, now, at_least))
 
         async def take(session: AsyncSession, now: datetime) -> Claim | None:
-            for task_id in await _candidates(session, now, at_least):
+            for task_id in await self._candidates(session, now, at_least):
                 # Locked by its key alone: a locking search would lock what it only looks at, and hide it from others.
                 row = await locked(session, task_id, skip=True)
                 if row is not None and _claimable(row, now) and not self._close_abandoned(session, row, now):
@@ -165,9 +170,8 @@ class Queue:
         async def work(session: AsyncSession, now: datetime) -> int:
             await session.execute(old.where(KeyRow.expires <= now))
             hopeless = or_(TaskRow.attempts >= self._attempts, TaskRow.cancel_requested)
-            query = _abandoned(now).where(hopeless).limit(_CANDIDATES)
             ended = 0
-            for task_id in (await session.execute(query)).scalars().all():
+            for task_id in await self._abandoned(session, now, hopeless):
                 row = await locked(session, task_id, skip=True)
                 if row is not None and _claimable(row, now):
                     ended += self._close_abandoned(session, row, now)
@@ -177,6 +181,27 @@ class Queue:
         while ended := await self._database.write(work):
             total += ended
         return total
+
+    async def _candidates(self, session: AsyncSession, now: datetime, at_least: int) -> Sequence[str]:
+        """Abandoned tasks, then queued ones: a row that a stopped machine keeps locked must hide none behind it."""
+        mine = TaskRow.turn <= -at_least
+        ready = select(TaskRow.id).where(TaskRow.state == TaskState.QUEUED, TaskRow.due <= now, mine)
+        ready = ready.order_by(TaskRow.turn, TaskRow.created, TaskRow.id).limit(_CANDIDATES)
+        abandoned = await self._abandoned(session, now, mine)
+        return [*abandoned, *(await session.execute(ready)).scalars()]
+
+    async def _abandoned(self, session: AsyncSession, now: datetime, which: ColumnElement[bool]) -> list[str]:
+        """Running tasks whose leases have run out, and had a while ago, the oldest first.
+
+        After a suspend, or when the database was away, all leases have run out at once: those who live come to say so.
+        """
+        query = select(TaskRow.id, TaskRow.lease_until).where(
+            TaskRow.state == TaskState.RUNNING, TaskRow.lease_until <= now, which
+        )
+        found = await session.execute(query.order_by(TaskRow.lease_until, TaskRow.id).limit(_CANDIDATES))
+        at = time.monotonic()
+        self._silent = {(task_id, until): self._silent.get((task_id, until), at) for task_id, until in found}
+        return [task_id for (task_id, _), since in self._silent.items() if at - since >= self._silence_s]
 
     def _close_abandoned(self, session: AsyncSession, row: TaskRow, now: datetime) -> bool:
         """Ends a task whose runner fell silent if it is not to be run again; whether it was."""
@@ -221,22 +246,8 @@ async def _held(session: AsyncSession, claim: Claim) -> TaskRow | None:
     return row if mine else None
 
 
-def _abandoned(now: datetime) -> Select[str]:
-    over = and_(TaskRow.state == TaskState.RUNNING, TaskRow.lease_until <= now)
-    return select(TaskRow.id).where(over).order_by(TaskRow.lease_until, TaskRow.id)
-
-
 def _claimable(row: TaskRow, now: datetime) -> bool:
     """Whether a task, by now locked, still is what it was when it was found."""
     if row.state is TaskState.RUNNING:
         return row.lease_until is not None and row.lease_until <= now
     return row.state is TaskState.QUEUED and row.due <= now
-
-
-async def _candidates(session: AsyncSession, now: datetime, at_least: int) -> Sequence[str]:
-    """Abandoned tasks, then queued ones: a row that a stopped machine keeps locked must not hide those behind it."""
-    order = (TaskRow.turn, TaskRow.created, TaskRow.id)
-    ready = select(TaskRow.id).where(TaskRow.state == TaskState.QUEUED, TaskRow.due <= now).order_by(*order)
-    mine = [query.where(TaskRow.turn <= -at_least).limit(_CANDIDATES) for query in (_abandoned(now), ready)]
-    found = [(await session.execute(query)).scalars().all() for query in mine]
-    return found[0] or found[1]

@@ -37,6 +37,8 @@ class Store(Tasks, Queue, Deliveries, Keys):
         clock: see `Database`; for tests.
         connections: most connections to the database at once.
         seconds: longest time for one call.
+        silence_s: how long ago a lease must have been seen to have run out, before somebody else gets the task. More
+            than two heartbeats.
 
     Raises:
         UsageError: the URL is not one of those, or its driver is not installed.
@@ -50,11 +52,13 @@ class Store(Tasks, Queue, Deliveries, Keys):
         clock: Clock | None = None,
         connections: int = 8,
         seconds: float = 30,
+        silence_s: float = 3,
     ) -> None:
         if attempts < 1:
             raise UsageError("attempts", f"{attempts} is less than 1")
         self._attempts = attempts
         self._seconds = seconds
+        self._silence_s, self._silent = silence_s, {}
         self._database = Database(parsed(url), clock=clock, connections=connections, seconds=seconds)
 
     @property

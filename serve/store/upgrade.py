@@ -12,8 +12,9 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from alembic import command
@@ -32,7 +33,8 @@ VERSION_TABLE = "troupe_schema"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_KEY = int.from_bytes(hashlib.sha256(VERSION_TABLE.encode()).digest()[:8], signed=True)
 _POLL_SECONDS = 0.05
-_STEP_SECONDS = 3600.0  # of all steps together: one over a large table may take long
+#: For all steps together: one over a large table may take long. Whoever comes meanwhile waits as long.
+STEP_SECONDS = 3600.0
 _alembic = threading.Lock()
 """Alembic keeps the migration in progress in a global of the process."""
 
@@ -42,20 +44,19 @@ def upgrade(url: URL, seconds: float) -> None:
 
     Args:
         url: of `database.parsed`.
-        seconds: longest wait for the database, and for a process that is at it already.
+        seconds: longest wait for the database.
 
     Raises:
         StoreError: see `Store.open`.
     """
     kind = url.get_backend_name()
     name = url.render_as_string(hide_password=True)
-    if not _alembic.acquire(timeout=seconds):
-        raise _busy(name, seconds)
+    _wait(partial(_alembic.acquire, blocking=False), name)
     try:
         with named_errors(name, seconds):
             if kind == SQLITE:
                 prepare_file(url)
-                with _file_lock(Path(url.database or ""), name, seconds):
+                with _file_lock(Path(url.database or ""), name):
                     _use_wal(Path(url.database or ""), name, seconds)
                     asyncio.run(_upgrade(url, name, seconds))
             else:
@@ -66,27 +67,28 @@ def upgrade(url: URL, seconds: float) -> None:
 
 async def _upgrade(url: URL, name: str, seconds: float) -> None:
     # SQLite's own wait is for the file, which nobody keeps long; a server's is for the answer to a step.
-    longest = seconds if url.get_backend_name() == SQLITE else _STEP_SECONDS
+    longest = seconds if url.get_backend_name() == SQLITE else STEP_SECONDS
     engine = make_engine(url, connections=None, seconds=longest).execution_options(troupe_writing=True)
     try:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(seconds):
                 connection = await stack.enter_async_context(engine.connect())
                 await stack.enter_async_context(connection.begin())
-            async with asyncio.timeout(_STEP_SECONDS):
-                await connection.run_sync(_steps, name, seconds)
+            async with asyncio.timeout(STEP_SECONDS):
+                await connection.run_sync(_steps, name)
     finally:
         await engine.dispose()
 
 
-def _steps(connection: Connection, name: str, seconds: float) -> None:
+def _steps(connection: Connection, name: str) -> None:
     kind = connection.dialect.name
     if kind == POSTGRESQL:
-        _take(connection, text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK_KEY}, name, seconds)
+        lock = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(key=_LOCK_KEY)
+        _wait(lambda: connection.execute(lock).scalar_one(), name)
     elif kind == MYSQL:
         # Its locks are the server's, not the database's.
         lock = text("SELECT get_lock(concat('troupe.', left(sha1(database()), 40)), 0)")
-        _take(connection, lock, {}, name, seconds)
+        _wait(lambda: connection.execute(lock).scalar_one(), name)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -106,29 +108,30 @@ def _steps(connection: Connection, name: str, seconds: float) -> None:
     command.upgrade(config, "head")
 
 
-def _take(connection: Connection, query: object, values: dict[str, object], name: str, seconds: float) -> None:
-    """Waits for a lock that the database drops with the connection."""
-    deadline = time.monotonic() + seconds
-    while not connection.execute(query, values).scalar_one():  # type: ignore[call-overload]
-        if time.monotonic() > deadline:
-            raise _busy(name, seconds)
-        time.sleep(_POLL_SECONDS)  # the loop of this thread has nothing else to do
-
-
 @contextmanager
-def _file_lock(path: Path, name: str, seconds: float) -> Iterator[None]:
+def _file_lock(path: Path, name: str) -> Iterator[None]:
     """Holds a lock beside an SQLite file: SQLite itself does not wait when two processes set WAL mode at once."""
-    deadline = time.monotonic() + seconds
     with path.with_name(f".{path.name}.upgrade").open("ab") as file:
-        while True:
+
+        def taken() -> bool:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise _busy(name, seconds) from error
-                time.sleep(_POLL_SECONDS)
+            except BlockingIOError:
+                return False
+            return True
+
+        _wait(taken, name)
         yield
+
+
+def _wait(taken: Callable[[], object], name: str) -> None:
+    """Waits for a lock of whoever is at it already; it goes with its process or connection."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while not taken():
+        if time.monotonic() > deadline:
+            reason = f"is being upgraded by another process for {STEP_SECONDS:g} s"
+            raise StoreError(name, reason, remedy="see what that process waits for")
+        time.sleep(_POLL_SECONDS)  # the loop of this thread has nothing else to do
 
 
 def _use_wal(path: Path, name: str, seconds: float) -> None:
@@ -144,9 +147,3 @@ def _use_wal(path: Path, name: str, seconds: float) -> None:
         raise StoreError(
             name, f"cannot use a write-ahead log here (it keeps to {mode!r})", remedy="put it on a local disk"
         )
-
-
-def _busy(name: str, seconds: float) -> StoreError:
-    return StoreError(
-        name, f"is being upgraded by another process for {seconds:g} s", remedy="wait for it, and start again"
-    )

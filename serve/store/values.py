@@ -230,6 +230,24 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """How the telling of one end of a task went.
+
+    Attributes:
+        id, attempts: as in `Delivery`.
+        delivered: whether the receiver took it.
+        due: when it is tried next, None when it is settled: delivered or given up.
+        answer: what the last attempt was answered (`reason`), None before there was one.
+    """
+
+    id: str
+    attempts: int
+    delivered: bool
+    due: datetime | None
+    answer: Document | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """An idempotency key that this request alone may use until it is submitted, abandoned or runs out."""
 

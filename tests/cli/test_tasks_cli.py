@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.remote import result_name
 from serve.client import Client
-from serve.store import TaskState
+from serve.store import NewTask, TaskState
 from tests.serve.running import MADE, Running, running_service
 
 NO_TASK = "0b9d6c1e-4f0a-4c39-9f0a-0d9c9d1f7c11"
@@ -145,6 +145,18 @@ def test_purge_tells_what_it_could_not_remove(ids: list[str]) -> None:
     told = json.loads(result.stdout)
     assert told["removed"] == [ids[0]]
     assert "cancel it first" in told["failed"][ids[2]]
+
+
+def test_show_tells_how_the_webhook_goes(here: Running) -> None:
+    store = here.desk.store
+    task = here.run(store.submit(NewTask("local", "restage", {}, webhook="https://example.com/")))
+    assert "webhook   waiting\n" in tasks("show", task.id).stdout
+    claim = here.claim()
+    here.run(store.finish(claim, TaskState.CANCELLED))
+    delivery = here.run(store.claim_delivery(30))
+    assert delivery is not None
+    here.run(store.settle_delivery(delivery, delivered=False, answer={"reason": "HTTP 410"}))
+    assert "webhook   given up, attempt 1: HTTP 410\n" in tasks("show", task.id).stdout
 
 
 @pytest.mark.usefixtures("here")

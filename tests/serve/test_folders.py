@@ -132,20 +132,17 @@ def aged(task: TaskFolder, days: float) -> Ended:
     return Ended(task.id, NOW - timedelta(days=days))
 
 
-def test_old_files_go_and_young_ones_stay(data: DataFolder) -> None:
-    old, young, running = (with_result(data) for _ in range(3))
-    assert data.retain([aged(young, 6), aged(old, 8)], keep_days=7, keep_bytes=1e9, now=NOW) == [old.id]
-    assert set(data.ids()) == {young.id, running.id}
-
-
-def test_oldest_go_until_the_rest_fits_and_unfinished_tasks_count_but_stay(data: DataFolder) -> None:
+def test_oldest_go_until_the_rest_fits_and_only_ended_tasks_count(data: DataFolder) -> None:
     tasks = [with_result(data, b"x" * 100) for _ in range(5)]
-    running = with_result(data, b"x" * 300)
+    with_result(data, b"x" * 10_000)  # runs
     ended = [aged(task, days) for days, task in enumerate(tasks)]
-    assert data.retain(ended, keep_days=30, keep_bytes=550, now=NOW) == [tasks[4].id, tasks[3].id, tasks[2].id]
-    assert set(data.ids()) == {tasks[0].id, tasks[1].id, running.id}
-    assert data.retain(ended, keep_days=30, keep_bytes=0, now=NOW) == [tasks[1].id, tasks[0].id]
-    assert data.ids() == [running.id]
+    ended.append(
+        Ended("0b9d6c1e-4f0a-4c39-9f0a-0d9c9d1f7c11", NOW - timedelta(days=9))
+    )  # without files, which cancelled ones are
+    assert data.excess(ended, keep_bytes=500) == []
+    assert data.excess(ended, keep_bytes=250) == [tasks[4].id, tasks[3].id, tasks[2].id]
+    assert data.excess(ended, keep_bytes=0) == [task.id for task in reversed(tasks)]
+    assert len(data.ids()) == 6
 
 
 def test_sweep_removes_what_no_task_knows_once_it_is_old(data: DataFolder) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from serve import runner as running
 from serve import upkeep
 from serve.payload import INPUT
 from serve.runner import Runner
-from serve.store import Store, StoreError
+from serve.store import Store, StoreError, TaskState
 from tests.jobs.command import wait_until
 from tests.media import write_clip
 from tests.serve.service import Service, service
@@ -76,6 +78,17 @@ def test_input_stays_until_the_store_has_heard_that_its_task_is_done(
     assert here.client.get(f"/v1/tasks/{task_id}/result").status_code == 200
 
 
+def test_runner_counts_as_alive_while_the_database_is_upgraded(here: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgraded, began = threading.Event(), time.monotonic()
+    monkeypatch.setattr(running, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("serve.store.store.upgrade", lambda *_: upgraded.wait(60))
+    with at_work(here, monkeypatch) as runner:
+        try:
+            wait_until(lambda: runner._alive > began + 0.5, "signs of life")
+        finally:
+            upgraded.set()
+
+
 def test_runner_waits_for_the_one_before_it_and_spends_no_attempt_on_that(
     here: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +115,24 @@ def test_what_a_killed_runner_did_not_remove_is_tidied_and_nothing_else(here: Se
     assert here.folders() == sorted([done, running, waiting])
     names = {task_id: sorted(each.name for each in folder(here, task_id).iterdir()) for task_id in here.folders()}
     assert names == {done: ["result"], running: ["input", "result", "work"], waiting: ["input", "result", "work"]}
+
+
+def test_task_that_is_retried_while_others_are_tidied_keeps_its_files(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = here.client.post("/v1/tasks", json={"video_url": "https://example.com/a.mp4"})
+    task_id, states = answer.json()["id"], Store.states
+    here.run(here.desk.store.request_cancel, task_id, None)  # whoever should have removed its files was killed
+
+    async def slowly(store: Store, ids: Iterable[str]) -> dict[str, TaskState]:
+        found = await states(store, ids)
+        if TaskState.CANCELLED in found.values():
+            await store.retry(task_id, None)
+        return found
+
+    monkeypatch.setattr(Store, "states", slowly)
+    here.run(upkeep._tidy, here.desk)
+    assert here.folders() == [task_id]
 
 
 def folder(here: Service, task_id: str) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serve.edge.auth import Principal, Tokens
-from serve.store import TaskState
+from serve.store import Store, TaskState
 from tests.images import encoded
 from tests.serve.service import MADE, Service, service
 
@@ -174,13 +174,30 @@ def test_ended_task_is_removed_only_when_asked_for(here: Service) -> None:
     assert here.folders() == []
 
 
+def test_task_that_is_not_removed_says_why(here: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def locked(*_: object, **__: object) -> tuple[str, ...]:
+        return ()
+
+    monkeypatch.setattr(Store, "purge", locked)
+    submitted(here)
+    purge = {"url": f"/v1/tasks/{here.finish()}", "params": {"purge": "true"}}
+    answer = here.client.delete(**purge)
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (429, "busy", "1")
+    # Between a look and the removal it was retried.
+    submitted(here)
+    here.run(here.desk.store.finish, claim := here.claim(), TaskState.FAILED)
+    here.run(here.desk.store.retry, claim.task.id, None)
+    answer = here.client.delete(f"/v1/tasks/{claim.task.id}", params={"purge": "true"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_ended")
+
+
 def test_failed_task_is_queued_again_and_one_without_its_files_is_not(here: Service) -> None:
     failed = submitted(here)
     here.run(here.desk.store.finish, here.claim(), TaskState.FAILED, error={"code": "media_refused", "detail": "…"})
     answer = here.client.post(f"/v1/tasks/{failed}/retry")
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
     assert here.client.post(f"/v1/tasks/{failed}/retry").status_code == 409
-    here.client.delete(f"/v1/tasks/{failed}")
+    here.run(here.desk.store.request_cancel, failed, None)  # its files are still there, and will go
     gone = here.client.post(f"/v1/tasks/{failed}/retry")
     assert (gone.status_code, gone.json()["code"]) == (409, "input_gone")
 
@@ -295,14 +312,6 @@ def test_older_contract_is_kept_to_the_letter(here: Service) -> None:
         "/api/v1/video-tasks/create", json={"video_url": url, "uid": "u", "video_split_audio_mode": "x"}
     )
     assert wrong.status_code == 422
-
-
-def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
-    with service(tmp_path, ready={"pin restage": "not deployed"}) as here:
-        assert here.client.get("/healthz").json()["status"] == "ok"
-        answer = here.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json()["checks"] == {"store": "ok", "disk": "ok", "pin restage": "not deployed"}
 
 
 def test_every_operation_and_field_is_described(here: Service) -> None:

@@ -129,8 +129,9 @@ class Database:
     clock: Clock
 
     def store(self, *, ticking: bool = False, **options: Any) -> Store:
-        """A store that goes by this clock, or by its own if `ticking`."""
-        return Store(self.url, clock=None if ticking else self.clock, **{"seconds": SECONDS} | options)
+        """A store that goes by this clock, or by its own if `ticking`; it takes silent runners for dead at once."""
+        chosen = {"seconds": SECONDS, "silence_s": 0} | options
+        return Store(self.url, clock=None if ticking else self.clock, **chosen)
 
     def run(self, work: Callable[[Store], Awaitable[T]], *, ticking: bool = False, **options: Any) -> T:
         """Runs `work` with a store."""

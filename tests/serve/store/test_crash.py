@@ -42,7 +42,7 @@ async def run(store):
             print("done", claim.task.id, flush=True)
 
 async def main():
-    store = Store(sys.argv[1], seconds=120, attempts=1000)
+    store = Store(sys.argv[1], seconds=120, attempts=1000, silence_s=0)
     await asyncio.gather(submit(store), submit(store), run(store), run(store))
 
 print("ready", flush=True)

@@ -47,6 +47,7 @@ def test_each_way_to_end_owes_one_delivery(database: Database) -> None:
         found = []
         while (delivery := await store.claim_delivery(30)) is not None:
             found.append((delivery.task_id, delivery.message["state"]))
+            await store.settle_delivery(delivery, delivered=True)
         words = ("cancelled", "done", "failed", "cancelled", "failed", "failed")
         assert sorted(found) == sorted(zip(ids, words, strict=True))
 
@@ -95,9 +96,42 @@ def test_a_delivery_goes_to_one_sender_and_comes_back_until_it_is_settled(databa
         database.clock.sleep(1000)
         assert await store.claim_delivery(30) is None
         (row,) = await store.deliveries_of(first.task_id)
-        assert (row["delivered"], row["due"], row["attempts"], row["answer"]) == (True, None, 3, {"status": 204})
+        assert (row.delivered, row.due, row.attempts, row.answer) == (True, None, 3, {"status": 204})
         for other in stores:
             await other.close()
+
+    database.run(work)
+
+
+def test_an_owner_whose_receivers_do_not_answer_keeps_nobody_elses_waiting(database: Database) -> None:
+    async def work(store: Store) -> None:
+        for _ in range(20):
+            await ended(store)
+        database.clock.sleep(1)
+        other = await ended(store, owner="another")
+        slow = [await due(store) for _ in range(2)]
+        assert (await due(store)).task_id == other
+        assert await store.claim_delivery(30) is None
+        assert await store.settle_delivery(slow[0], delivered=False, retry_s=60)
+        assert (await due(store)).owner == "studio"
+        database.clock.sleep(30)  # the senders were killed
+        assert (await due(store)).owner == "studio"
+
+    database.run(work)
+
+
+def test_what_is_owed_and_cannot_be_sent_any_more_is_given_up(database: Database) -> None:
+    async def work(store: Store) -> None:
+        task_id, other = await ended(store), await ended(store)
+        assert await store.settle_delivery(await due(store), delivered=True, answer={"reason": "HTTP 204"})
+        assert await store.give_up_deliveries("no secret") == 1
+        assert await store.claim_delivery(30) is None
+        told = [*await store.deliveries_of(task_id), *await store.deliveries_of(other)]
+        assert sorted((row.delivered, row.due, row.answer) for row in told) == [
+            (False, None, {"reason": "no secret"}),
+            (True, None, {"reason": "HTTP 204"}),
+        ]
+        assert set(await store.purge(ids=[task_id, other])) == {task_id, other}
 
     database.run(work)
 
@@ -109,6 +143,6 @@ def test_a_delivery_that_is_given_up_stays_on_record(database: Database) -> None
         database.clock.sleep(10_000)
         assert await store.claim_delivery(30) is None
         (row,) = await store.deliveries_of(task_id)
-        assert (row["delivered"], row["due"], row["answer"]) == (False, None, {"error": "refused"})
+        assert (row.delivered, row.due, row.answer) == (False, None, {"error": "refused"})
 
     database.run(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,33 @@ def test_heartbeats_keep_a_task_and_silence_loses_it(database: Database) -> None
         assert (await store.heartbeat(claim)).lost
 
     database.run(work)
+
+
+def test_a_living_runner_keeps_its_task_when_its_lease_ran_out_in_its_sleep(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake = 0.0
+    monkeypatch.setattr("serve.store.queue.time", SimpleNamespace(monotonic=lambda: awake))
+
+    async def work(store: Store) -> None:
+        nonlocal awake
+        task = await store.submit(new())
+        claim = await claimed(store)
+        for _ in range(2):
+            database.clock.sleep(8 * 3600)  # the machine is suspended, or the database away
+            for _ in range(3):
+                assert await store.claim("idle", LEASE) is None
+                assert await store.sweep() == 0
+                awake += 0.9
+            assert not (await store.heartbeat(claim)).lost
+        database.clock.sleep(LEASE)
+        assert await store.claim("idle", LEASE) is None
+        awake += 3
+        other = await store.claim("idle", LEASE)
+        assert other is not None
+        assert (other.task.id, other.task.attempts) == (task.id, 2)
+
+    database.run(work, silence_s=3)
 
 
 def test_the_third_silence_ends_a_task_as_failed(database: Database) -> None:
@@ -313,9 +341,13 @@ def test_progress_is_told_once_a_second_and_kept_short(database: Database) -> No
     database.run(work)
 
 
-def test_a_row_that_a_stopped_machine_keeps_locked_hides_no_other(server: Database) -> None:
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_row_that_a_stopped_machine_keeps_locked_hides_no_other(server: Database, abandoned: bool) -> None:
     async def work(store: Store) -> None:
         first = await store.submit(new())
+        if abandoned:
+            await claimed(store)
+            server.clock.sleep(LEASE)
         server.clock.sleep(1)
         second = await store.submit(new())
 

@@ -129,7 +129,10 @@ def test_an_upgrade_that_was_killed_half_way_is_done_again(servers: Servers, kin
     assert asyncio.run(missing(url)) == []
 
 
-def test_an_upgrade_waits_for_another_one_only_so_long(tmp_path: Path) -> None:
+def test_an_upgrade_waits_for_another_one_as_long_as_that_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.store.upgrade.STEP_SECONDS", 0.5)
     path = tmp_path / "troupe.db"
     holder = subprocess.Popen(
         [
@@ -145,7 +148,7 @@ def test_an_upgrade_waits_for_another_one_only_so_long(tmp_path: Path) -> None:
     holder.stdout.readline()
     began = time.monotonic()
     with pytest.raises(StoreError, match="being upgraded by another process"):
-        asyncio.run(opened(path, seconds=0.5))
+        asyncio.run(opened(path, seconds=0.1))
     assert time.monotonic() - began >= 0.5
     holder.communicate(b"\n")
     asyncio.run(opened(path))
