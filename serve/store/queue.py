@@ -137,8 +137,17 @@ class Queue:
 
         return await self._database.write(work)
 
-    async def release(self, claim: Claim) -> bool:
-        """Gives a task back, as when the runner is to stop: the attempt does not count. False when it was lost."""
+    async def release(self, claim: Claim, *, progress: Document | None = None, delay_s: float = 0) -> bool:
+        """Gives a task back, as when the runner is to stop: the attempt does not count.
+
+        Args:
+            claim: of the attempt.
+            progress: how far it is, and why it waits; None for no news.
+            delay_s: seconds until it can be claimed again.
+
+        Returns:
+            False when it was lost.
+        """
 
         async def work(session: AsyncSession, now: datetime) -> bool:
             row = await _held(session, claim)
@@ -147,7 +156,9 @@ class Queue:
             row.attempts -= 1
             if row.attempts == 0:
                 row.started = None
-            queue_again(session, row, now, row.due, None)
+            if progress is not None:
+                row.progress = dict(progress)
+            queue_again(session, row, now, now + timedelta(seconds=delay_s) if delay_s else row.due, None)
             return True
 
         return await self._database.write(work)
