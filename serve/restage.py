@@ -27,7 +27,7 @@ from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
 from jobs.task import VideoTask
-from serve.intake import require_weights
+from serve.choices import require_weights
 from serve.payload import INPUT, RESULT, RestagePayload
 from serve.places import library_of
 from serve.work import Made, Work
