@@ -163,6 +163,8 @@ def test_background_video_that_is_hashed_and_scanned_can_be_stopped(
     ingest = ingest_of(tmp_path / "out", matte="chroma", background=str(clip))
     if work == "scanning":
         monkeypatch.setattr("jobs.restage.ingest.sha256_of", lambda *_: "0" * 64)
+    else:
+        monkeypatch.setattr("jobs.restage.ingest.scan", lambda *_, **__: pytest.fail("it was hashed unheard"))
 
     def stop() -> None:
         raise StoppedError("task", "was cancelled")
