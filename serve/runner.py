@@ -290,9 +290,7 @@ class _Attempt:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether another attempt may go better: the machine's fault, or nobody knows whose; not the input's."""
-    if error is None:
-        return False
-    if isinstance(error, NotGivenError):
+    if error is None or isinstance(error, NotGivenError):
         return False
     if isinstance(error, ClusterError | FetchError | SpoolError) or not isinstance(error, TroupeError):
         return True

@@ -157,7 +157,7 @@ class Queue:
             if row.attempts == 0:
                 row.started = None
             if progress is not None:
-                row.progress = dict(progress)
+                await tell_progress(session, row, now, progress)
             queue_again(session, row, now, now + timedelta(seconds=delay_s) if delay_s else row.due, None)
             return True
 

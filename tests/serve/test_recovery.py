@@ -105,19 +105,18 @@ def test_task_whose_pin_is_away_waits_for_it_says_so_and_spends_no_attempt_on_th
     here: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = submitted(here, tmp_path)
-    is_there = threading.Event()
+    is_there, away = threading.Event(), "pin restage: is not deployed"
 
     def examine(*_: Any) -> tuple[dict[str, Any], list[str]]:
         if not is_there.is_set():
             raise PinAwayError("pin restage", "is not deployed")
         return {}, []
 
-    monkeypatch.setattr(running, "_AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(running, "_AWAY_SECONDS", 0.5)
     monkeypatch.setattr(restaging, "needed_pins", lambda *_: here.desk.config.pins)
     monkeypatch.setattr(restaging, "examine", examine)
     with at_work(here, monkeypatch):
-        wait_until(lambda: len(here.run(here.desk.store.events_since, task_id)) > 4, "two tries")
-        assert here.run(here.desk.store.get, task_id, None).progress["paused"] == "pin restage: is not deployed"
+        wait_until(lambda: (seen(here, task_id)["progress"] or {}).get("paused") == away, "it to say so")
         is_there.set()
         wait_until(lambda: seen(here, task_id)["state"] == "done", "the end of the task")
     assert seen(here, task_id)["attempts"] == 1
