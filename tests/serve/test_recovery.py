@@ -254,3 +254,12 @@ def test_what_a_killed_runner_did_not_remove_is_tidied_and_nothing_else(here: Se
 
 def folder(here: Service, task_id: str) -> Path:
     return here.desk.data.of(task_id).input.parent
+
+
+def test_strikes_are_forgiven_once_a_retry(tmp_path: Path) -> None:
+    forgiven: list[int] = []
+    for turn in (0, 0, 1, 1, 2):  # an attempt that was given back is followed by one of the same round
+        work: Any = SimpleNamespace(folder=SimpleNamespace(work=tmp_path), task=SimpleNamespace(round=turn))
+        done: Any = SimpleNamespace(forget_strikes=lambda turn=turn: forgiven.append(turn))
+        restaging._forgive(work, done)
+    assert forgiven == [1, 2]
