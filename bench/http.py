@@ -200,7 +200,7 @@ class Alone:
         payload = RestagePayload(settings=settings).model_dump(mode="json")
         new = NewTask(owner="bench", kind="restage", payload=payload, id=task.id)
         begun = time.monotonic()
-        restage(Work(_claimed(new), task, self._config, TaskProgress(STAGES), lambda: None))
+        restage(Work(_claimed(new), task, self._config, TaskProgress(STAGES, task.input.parent), lambda: None))
         return time.monotonic() - begun
 
 

@@ -178,6 +178,7 @@ class LimitSettings(_Frozen):
     max_frames: int = Field(default=2_000_000, ge=1)
     stall_seconds: float = Field(default=60, gt=0)
     memory_gib: float = Field(default=4, gt=0)
+    cpu_hours: float = Field(default=12, gt=0)
 
 
 #: What stands behind the person when nobody chose: the green that editors key out again.

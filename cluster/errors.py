@@ -67,6 +67,10 @@ class ClusterError(TroupeError):
     """Ray, a pin or a resource is not there, does not fit, or does not answer."""
 
 
+class PinAwayError(ClusterError):
+    """A pin is not deployed, does not answer, or is another one than expected; nothing was begun in it."""
+
+
 class DeferredError(ClusterError):
     """A pin runs a call alone and sent this one back: it is to be made again in a moment, and is nobody's fault."""
 

@@ -18,10 +18,12 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.causes import cause_of
 from cluster.config import PIN_IMPORT_PATH, PinSettings
-from cluster.errors import ClusterError, DeferredError
+from cluster.errors import ClusterError, DeferredError, PinAwayError
 
 _DEPLOY_SECONDS = 120
 _DEFERRED_SECONDS = 1.0
+_SLICE_SECONDS = 0.5
+_SEE_LOG = "see `serve status` and the pin's log"
 
 #: In a driver: the pins that it deploys together, each of whose builders must not count the others' old shares.
 _together: ContextVar[tuple[PinSettings, ...]] = ContextVar("_together", default=())
@@ -147,39 +149,56 @@ def handle(pin: str) -> DeploymentHandle:
     """The handle of a running pin; usable from drivers, lanes and replicas alike.
 
     Raises:
-        ClusterError: no such application runs.
+        PinAwayError: no such application runs.
     """
     try:
         return ray_serve.get_app_handle(pin)
     except ray_serve.exceptions.RayServeException as error:
-        raise ClusterError(f"pin {pin}", "is not deployed", remedy="run `serve deploy ray-config.yaml`") from error
+        raise PinAwayError(f"pin {pin}", "is not deployed", remedy="run `serve deploy ray-config.yaml`") from error
 
 
-def describe(pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float) -> dict[str, Any]:
+def describe(
+    pin: str, steps: Sequence[Mapping[str, Any]], timeout_s: float, beat: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """What a pin says of itself after loading the models of `steps`.
 
+    Args:
+        pin: its name.
+        steps: whose models it loads.
+        timeout_s: longest wait.
+        beat: called about twice a second meanwhile; what it raises ends the wait.
+
     Raises:
-        ClusterError: it did not answer in time.
+        PinAwayError: it is not deployed, or did not answer in time.
+        ClusterError: it was lost meanwhile.
         TroupeError: a model could not be loaded (the pin's own error).
     """
+    deadline = time.monotonic() + timeout_s
+    response = handle(pin).describe.remote(steps)
     try:
-        answer: dict[str, Any] = handle(pin).describe.remote(steps).result(timeout_s=timeout_s)
-    except RayTaskError as error:
-        # First, because a TimeoutError of the pin's own arrives as both.
-        cause = cause_of(error)
-        if isinstance(cause, DeferredError) and timeout_s > _DEFERRED_SECONDS:
-            time.sleep(_DEFERRED_SECONDS)
-            return describe(pin, steps, timeout_s - _DEFERRED_SECONDS)
-        raise cause from error
-    except TimeoutError as error:
-        raise ClusterError(
-            f"pin {pin}", f"did not answer within {timeout_s:.0f} s", remedy="see `serve status` and the pin's log"
-        ) from error
+        while True:
+            beat()
+            left = deadline - time.monotonic()
+            try:
+                answer: dict[str, Any] = response.result(timeout_s=min(_SLICE_SECONDS, max(left, 0.0)))
+                return answer
+            except RayTaskError as error:
+                # First, because a TimeoutError of the pin's own arrives as both.
+                cause = cause_of(error)
+                if not isinstance(cause, DeferredError) or left < _DEFERRED_SECONDS:
+                    raise cause from error
+                time.sleep(_DEFERRED_SECONDS)
+                response = handle(pin).describe.remote(steps)
+            except TimeoutError as error:
+                if left <= _SLICE_SECONDS:
+                    raise PinAwayError(
+                        f"pin {pin}", f"did not answer within {timeout_s:.0f} s", remedy=_SEE_LOG
+                    ) from error
     except (RayActorError, ray_serve.exceptions.RayServeException) as error:
-        raise ClusterError(
-            f"pin {pin}", "was lost while it loaded its models", remedy="see `serve status` and the pin's log"
-        ) from error
-    return answer
+        raise ClusterError(f"pin {pin}", "was lost while it loaded its models", remedy=_SEE_LOG) from error
+    except BaseException:
+        response.cancel()  # the pin need not load for nobody
+        raise
 
 
 def await_ready(pin: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from actors.catalogue import card
 from actors.model import Step
+from actors.video.beat import Beat, nothing
 from cluster.config import Config, PinSettings
-from cluster.errors import ClusterError
+from cluster.errors import PinAwayError
 from cluster.identity import code_hash
 from jobs.task import VideoTask
 
@@ -28,14 +29,23 @@ def resident_steps(task: VideoTask, config: Config, pin: PinSettings) -> list[St
     return [step for step in task.steps if card(step.model).resident and config.pin_of(step.model).name == pin.name]
 
 
-def examine(pin: PinSettings, tasks: Sequence[VideoTask], config: Config) -> tuple[dict[str, Any], list[str]]:
+def examine(
+    pin: PinSettings, tasks: Sequence[VideoTask], config: Config, beat: Beat = nothing
+) -> tuple[dict[str, Any], list[str]]:
     """Has a running pin load what the tasks need of it.
+
+    Args:
+        pin: which.
+        tasks: which need it.
+        config: which pin hosts what.
+        beat: called about twice a second; may raise.
 
     Returns:
         What it says of itself, and in what it differs from what the tasks expect.
 
     Raises:
-        ClusterError: it does not answer.
+        PinAwayError: it does not answer.
+        ClusterError: it was lost meanwhile.
         TroupeError: a model could not be loaded.
     """
     # Imported late: a job without pins needs no Serve.
@@ -46,13 +56,13 @@ def examine(pin: PinSettings, tasks: Sequence[VideoTask], config: Config) -> tup
         for step in resident_steps(task, config, pin):
             steps.setdefault(f"{step.model} {sorted(step.load.items())}", asdict(step))
     # No more than stay loaded: the others load on first use.
-    answer = describe(pin.name, list(steps.values())[: pin.resident], pin.call_timeout_s + _LOAD_SECONDS)
+    answer = describe(pin.name, list(steps.values())[: pin.resident], pin.call_timeout_s + _LOAD_SECONDS, beat)
     return answer, _differences(answer, pin, tasks)
 
 
-def not_expected(pin: PinSettings, differences: Sequence[str], otherwise: str) -> ClusterError:
+def not_expected(pin: PinSettings, differences: Sequence[str], otherwise: str) -> PinAwayError:
     """The error of a pin that differs."""
-    return ClusterError(
+    return PinAwayError(
         f"pin {pin.name}",
         f"is not what this job expects: {'; '.join(differences)}",
         remedy=f"deploy it again (`serve deploy ray-config.yaml`), or {otherwise}",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,25 +16,35 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from actors.catalogue import CARDS, card
-from actors.video.background import parse_colour
 from actors.video.image import encode_still
 from actors.video.image_header import kind_of
-from actors.video.stills import KINDS
-from cluster.config import Config
-from cluster.errors import MediaError, UsageError, WeightsError
-from cluster.weights import default_store
-from jobs.restage.settings import MATTE_GIVEN, MATTE_NONE, RestageSettings, resolve
+from actors.video.stills import KINDS, Stills
+from cluster.errors import MediaError
+from cluster.files import written_whole
+from jobs.restage.settings import MATTE_GIVEN
+from serve.choices import check_background, check_weights, settings_of
 from serve.desk import Desk
-from serve.edge.auth import Principal, check_queued
+from serve.edge.auth import Principal, check_queued, check_volume
 from serve.edge.problems import Problem, busy
 from serve.edge.request_id import request_id
 from serve.folders import TaskFolder
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.schemas import RestageChoices
-from serve.store import Document, NewTask, Quota, Remembered, Reservation, StoreError, Task
+from serve.store import (
+    Document,
+    KeyBusyError,
+    NewTask,
+    Quota,
+    QuotaError,
+    Remembered,
+    Reservation,
+    StoreBusyError,
+    StoreError,
+    Task,
+)
 from serve.transfer.json_body import json_body
-from serve.transfer.uploads import Upload
+from serve.transfer.spool import SpoolError, TooLargeError
+from serve.transfer.uploads import Upload, UploadedFile
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -44,6 +52,7 @@ _KEY_CHARACTERS = 255
 _NAME_CHARACTERS = 100
 _HOLD_SECONDS = 60.0
 _BUSY_SECONDS = 30.0
+JSON, _FORM = "application/json", "multipart/form-data"
 #: Names that files may have in a form, and what they become in the task's folder.
 _FILES = {"file": INPUT, "mask": MASK, "background": BACKGROUND}
 
@@ -100,9 +109,13 @@ async def accept(
 
     Raises:
         Problem, TroupeError: the request is refused; nothing of it is left.
+        StoreError, CancelledError: the same, unless the task was being written. Then it may be accepted, so its files
+            stay; the same Idempotency-Key tells.
     """
+    if media_type(request) in (JSON, _FORM) and request.query_params:
+        raise Problem(422, "invalid", "a form, or JSON, holds the choices: the query is for those of a raw body")
     # Before a place is taken: who sends a small body slowly keeps nobody else from one. Files have places of their own.
-    said = await json_body(request) if _kind(request) == "application/json" else None
+    said = await json_body(request) if media_type(request) == JSON else None
     with desk.accepting.taken():
         return await _accept(desk, principal, request, said, make, answer)
 
@@ -116,14 +129,15 @@ async def _accept(
     answer: Callable[[Task], Document],
 ) -> Accepted:
     desk.uploads.check_place(request)
-    await _check_room(desk, principal)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= _KEY_CHARACTERS:
         raise Problem(400, "idempotency_key", f"Idempotency-Key has more than {_KEY_CHARACTERS} characters or none")
     held = None if key is None else await desk.store.reserve(principal.name, key, hold_s=_HOLD_SECONDS)
     folder: TaskFolder | None = None
-    kept, holding = False, asyncio.create_task(_hold(desk, held))
+    holding = asyncio.create_task(_hold(desk, held))
     try:
+        if not isinstance(held, Remembered):  # whose own task may be the last that there is room for
+            await _check_room(desk, principal, request)
         folder = await asyncio.to_thread(desk.data.create)
         incoming = Incoming(folder, said) if said is not None else await _receive(desk, principal, request, folder)
         fingerprint = incoming.fingerprint(str(request.scope["path"]))
@@ -132,13 +146,18 @@ async def _accept(
         new = await asyncio.to_thread(make, incoming)
         await asyncio.to_thread(desk.data.sync, folder)
         quota = Quota(_whole(principal.queued), _whole(principal.upload_bytes_per_day))
-        task = await desk.store.submit(new, quota=quota, reservation=held, fingerprint=fingerprint, answer=answer)
-        kept = True
+        # From here on only these refusals say that no row asks for the folder; what no row knows is swept later.
+        written, folder = folder, None
+        try:
+            task = await desk.store.submit(new, quota=quota, reservation=held, fingerprint=fingerprint, answer=answer)
+        except (QuotaError, KeyBusyError, StoreBusyError):
+            folder = written
+            raise
+        held = None
         return Accepted(task, answer(task))
     finally:
         holding.cancel()
-        if not kept:
-            await asyncio.shield(_give_up(desk, folder, held))
+        await asyncio.shield(_give_up(desk, folder, held))
 
 
 async def _hold(desk: Desk, held: Reservation | Remembered | None) -> None:
@@ -158,62 +177,82 @@ async def _give_up(desk: Desk, folder: TaskFolder | None, held: Reservation | Re
             await desk.store.abandon(held)
 
 
-async def _check_room(desk: Desk, principal: Principal) -> None:
+async def _check_room(desk: Desk, principal: Principal, request: Request) -> None:
+    """Refuses before the body is read what would be refused once it is there."""
     usage = await desk.store.usage(principal.name)
     check_queued(principal, usage.queued + usage.running)
+    files = "0" if media_type(request) == JSON else request.headers.get("content-length", "0")
+    if files.isascii() and files.isdigit():  # else the body is refused for it
+        check_volume(principal, usage.upload_bytes, int(files[:18]), usage.upload_frees_s)
     counts = await desk.store.counts()
     if sum(count for state, count in counts.items() if not state.ended) >= desk.service.max_active:
         raise busy("queue_full", "the queue is full", _BUSY_SECONDS)
 
 
-def _kind(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """What the body says it is, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _receive(desk: Desk, principal: Principal, request: Request, folder: TaskFolder) -> Incoming:
     upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal))
-    if _kind(request) != "multipart/form-data":
-        # A video as the body: its choices are in the query.
-        fields: dict[str, Any] = dict(request.query_params)
-        return await asyncio.to_thread(_taken_in, desk, upload, fields, folder, raw=True)
-    return await asyncio.to_thread(_taken_in, desk, upload, dict(upload.fields), folder, raw=False)
+    if media_type(request) == _FORM:
+        return await _taken_in(desk, upload, dict(upload.fields), folder, raw=False)
+    # A video as the body: its choices are in the query.
+    return await _taken_in(desk, upload, dict(request.query_params), folder, raw=True)
 
 
-def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:
+async def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: TaskFolder, *, raw: bool) -> Incoming:
     """Gives the files their names."""
     names, digests, name = {}, {}, ""
     for file in upload.files:
         part = "file" if raw else file.field
         if part not in _FILES:
             raise Problem(422, "invalid", f"a form has the files {', '.join(_FILES)}")
-        chosen = _background(desk, file.path, folder) if part == "background" else _FILES[part]
-        if part != "background":
-            file.path.rename(folder.input / chosen)
+        if part == "background":
+            chosen = await _background(desk, file, folder)
+        else:
+            chosen = _FILES[part]
+            await asyncio.to_thread(file.path.rename, folder.input / chosen)
         names[part], digests[part] = chosen, file.sha256
         if part == "file":
             name = shown_name(file.name)
     return Incoming(folder, fields, names, name, sum(file.bytes for file in upload.files), digests)
 
 
-def _background(desk: Desk, path: Path, folder: TaskFolder) -> str:
+async def _background(desk: Desk, file: UploadedFile, folder: TaskFolder) -> str:
     """Gives an uploaded background its name, which says what it is: lanes tell images from videos by their suffix.
 
     An image is decoded here, in a process of its own, and written anew: a lane reads no stranger's image.
     """
-    with path.open("rb") as file:
-        is_image = kind_of(file.read(12)) in KINDS
-    if not is_image:
+    if not await asyncio.to_thread(_is_image, file.path):
         name = f"{BACKGROUND}.video"
-        path.rename(folder.input / name)
+        await asyncio.to_thread(file.path.rename, folder.input / name)
         return name
+    most = desk.image_uploads.limits.max_bytes
+    if file.bytes > most:
+        raise TooLargeError("the background", f"is over the size limit of {most:,} bytes for an image")
+    name = f"{BACKGROUND}.png"
+    async with desk.decoders:
+        await asyncio.to_thread(_redraw, desk.stills, file.path, folder.input / name)
+    return name
+
+
+def _is_image(path: Path) -> bool:
+    with path.open("rb") as file:
+        return kind_of(file.read(12)) in KINDS
+
+
+def _redraw(stills: Stills, path: Path, target: Path) -> None:
     try:
-        image = desk.stills.decode(path.read_bytes(), "the background")
+        image = stills.decode(path.read_bytes(), "the background")
+        with written_whole(target) as partial:
+            partial.write_bytes(encode_still(image.rgb, None, "png"))
+        path.unlink()
     except MediaError as error:
         raise Problem(422, "background", str(error)) from error
-    name = f"{BACKGROUND}.png"
-    (folder.input / name).write_bytes(encode_still(image.rgb, None, "png"))
-    path.unlink()
-    return name
+    except OSError as error:
+        raise SpoolError("the background", f"cannot be stored: {error.strerror or type(error).__name__}") from error
 
 
 def shown_name(text: str) -> str:
@@ -242,13 +281,13 @@ def restage_payload(
 
     Raises:
         Problem: 422, no video, a background that is none, a mask without need or need without a mask.
-        WeightsError: the server has no weights for a model that is named.
+        WeightsError: 422, the server has no weights for a model that is named.
     """
     if not url and "file" not in incoming.files:
         raise Problem(422, "no_file", "send the video as the file `file`, or its `video_url` as JSON")
     settings = settings_of(desk.config, choices, own_background="background" in incoming.files)
     if settings.background is not None:
-        check_background(desk, settings.background)
+        check_background(desk.library, settings.background)
     if (settings.matte == MATTE_GIVEN) and "mask" not in incoming.files:
         raise Problem(422, "no_mask", "`matte=given` needs the file `mask`")
     check_weights(settings)
@@ -262,71 +301,6 @@ def restage_payload(
         request_id=request_id.get(),
         **more,
     )
-
-
-def settings_of(config: Config, choices: RestageChoices, *, own_background: bool = False) -> RestageSettings:
-    """The choices completed by their preset.
-
-    Raises:
-        Problem: 422, an unknown preset or model, or choices that contradict each other.
-    """
-    chosen = choices.model_dump(include=set(RestageSettings.model_fields) - {"preset"})
-    if choices.scale is not None:
-        if choices.target is not None:
-            raise Problem(422, "invalid", "`scale` and `target` say the same thing: send one")
-        chosen["target"] = f"{choices.scale:g}"
-    if own_background:
-        if chosen["background"] is not None:
-            raise Problem(422, "invalid", "`background` is either a file or a text")
-        if chosen["matte"] == MATTE_NONE:
-            raise Problem(422, "invalid", "`matte=none` cuts nobody out, so the background would never show")
-    elif chosen["background"] is None and chosen["matte"] != MATTE_NONE:
-        chosen["background"] = config.troupe.service.background or None
-    try:
-        return resolve(config, choices.preset or config.troupe.service.preset, **chosen)
-    except UsageError as error:
-        # It names options as the command line does.
-        raise Problem(
-            422, "invalid", re.sub(r"--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), str(error))
-        ) from error
-
-
-def check_background(desk: Desk, text: str) -> None:
-    """A colour or a category: never a path.
-
-    Raises:
-        Problem: 422.
-    """
-    if parse_colour(text) is not None:
-        return
-    categories = desk.library.categories()
-    if text not in categories:
-        there = f"; there are the categories {', '.join(categories)}" if categories else ""
-        raise Problem(422, "background", f"`background` is neither a colour nor a category of this server{there}")
-    try:
-        desk.library.choose(text, "")
-    except UsageError as error:
-        raise Problem(422, "background", f"`background`: nothing of the category {text} can be used") from error
-
-
-def check_weights(settings: RestageSettings) -> None:
-    """What would fail when the task is begun is said at once; which matte `auto` takes shows only then.
-
-    Raises:
-        WeightsError: 503.
-    """
-    named = [name for name in (settings.upscale, settings.matte) if name in CARDS]
-    require_weights(default_store(os.environ).missing([each for name in named for each in card(name).weights]))
-
-
-def require_weights(missing: Sequence[str]) -> None:
-    """Raises WeightsError, for the client to read, when any are missing on the server."""
-    if missing:
-        raise WeightsError(
-            "weights",
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on the server",
-            remedy=f"its operator runs `troupe weights fetch {' '.join(missing)}`; choose other models, or come again",
-        )
 
 
 def check_webhook(desk: Desk, url: str | None) -> str:

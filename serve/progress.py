@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.course import Pace
+from serve.edge.problems import with_fields, without_paths
 
 #: Longest list of notes that a task carries, and longest note.
 _NOTES, _NOTE = 20, 300
@@ -17,9 +19,11 @@ class TaskProgress:
 
     Args:
         stages: all of them, in order.
+        folder: of the task, which no text names to whoever looks.
     """
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], folder: Path) -> None:
+        self._folder = str(folder)
         self._lock = threading.Lock()
         self._parts = dict.fromkeys(stages, 0.0)
         self._stage = ""
@@ -57,13 +61,16 @@ class TaskProgress:
     def paused(self, why: str | None) -> None:
         """Why no new frames are taken; None when it goes on."""
         with self._lock:
-            self._paused = why or ""
+            self._paused = self._shown(why or "")
 
     def note(self, text: str) -> None:
         """Something that whoever looks should know; each text once."""
         with self._lock:
             if len(self._notes) < _NOTES:
-                self._notes[text[:_NOTE]] = None
+                self._notes[self._shown(text)[:_NOTE]] = None
+
+    def _shown(self, text: str) -> str:
+        return with_fields(without_paths(text.replace(self._folder, "the server's disk")))
 
     def document(self) -> dict[str, Any]:
         """What `GET /v1/tasks/{id}` shows under `progress`."""

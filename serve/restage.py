@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cluster.calls import Call
-from cluster.config import Config
 from cluster.errors import ClusterError, UsageError
 from cluster.heap import give_back_freed
 from cluster.weights import default_store
@@ -23,12 +22,15 @@ from jobs.command import choose_encoder
 from jobs.inputs import Input
 from jobs.lane import run_segments
 from jobs.ledger import WorkFolder, output_lock, read_row
+from jobs.limits import for_short_clips
 from jobs.pins import examine, needed_pins, not_expected
 from jobs.plan import plan_video
 from jobs.restage.ingest import Ingest
+from jobs.strikes import QuarantinedError
 from jobs.task import VideoTask
-from serve.intake import require_weights
-from serve.payload import INPUT, RESULT, RestagePayload
+from serve.choices import require_weights
+from serve.edge.problems import with_fields
+from serve.payload import INPUT, ON_DEMAND, RESULT, RestagePayload
 from serve.places import library_of
 from serve.work import Made, Work
 
@@ -46,13 +48,15 @@ def restage(work: Work) -> Made:
         UsageError: the settings cannot be.
         MediaError: the input or the background is refused.
         WeightsError: weights are missing.
-        ClusterError: a pin is not there or not what this process expects, or another process is at work in the folder.
+        PinAwayError: a pin is not there or not what this process expects.
+        ClusterError: a pin was lost, or another process is at work in the folder.
         JobError: a segment failed.
     """
     payload = RestagePayload.model_validate(work.task.payload)
     with _alone(work):
         work.progress.begin("planning")
         task = _task_of(work, payload)
+        _forgive(work, WorkFolder(task.folder))
         # Who did it may have ended before it could say so.
         row = read_row(task.root, task.fingerprint)
         if row is None or row["status"] != "done" or not task.output.is_file():
@@ -62,30 +66,36 @@ def restage(work: Work) -> Made:
 
 def _done(work: Work, task: VideoTask, payload: RestagePayload) -> dict[str, Any]:
     """Plans, performs and assembles; the ledger's row."""
-    _check_pins(task, work.config)
+    _check_pins(task, work)
     plan = plan_video(task, beat=work.stop)
     give_back_freed()
     done = WorkFolder(task.folder).all_done(plan)
     work.progress.planned(len(plan.scan), sum(segment.frames for segment in done.values()))
     work.progress.begin("running")
     for run in plan.runs:
-        run_segments(
-            task,
-            plan,
-            run,
-            work.config,
-            on_frames=work.progress.frames,
-            on_note=work.progress.note,
-            on_pause=work.progress.paused,
-            stop=work.stop,
-            call=Call("interactive", request=payload.request_id),
-        )
+        try:
+            run_segments(
+                task,
+                plan,
+                run,
+                work.config,
+                on_frames=work.progress.frames,
+                on_note=work.progress.note,
+                on_pause=work.progress.paused,
+                stop=work.stop,
+                call=Call("interactive", request=payload.request_id),
+            )
+        except QuarantinedError as error:
+            remedy = "a retry of the task (its link `retry`) tries it again"
+            raise QuarantinedError(error.thing, error.reason, place=error.place, remedy=remedy) from error
     work.progress.begin("assembling")
     return assemble(task, plan, beat=work.stop)
 
 
 def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
     settings, config = payload.settings, work.config
+    if work.task.priority >= ON_DEMAND:  # whose length was looked at
+        config = for_short_clips(config)
     if payload.background:
         settings = settings.model_copy(update={"background": str(work.folder.input / payload.background)})
     ingest = Ingest(
@@ -97,6 +107,7 @@ def _task_of(work: Work, payload: RestagePayload) -> VideoTask:
         choose_encoder(config.troupe.encode, settings.crf, settings.x264, work.progress.note),
         payload.allow_damaged,
         payload.split_shots,
+        beat=work.stop,
     )
     ingest.check_background()
     item = Input(work.folder.input / INPUT, work.folder.result / RESULT)
@@ -124,9 +135,17 @@ def _alone(work: Work) -> Iterator[None]:
         yield
 
 
-def _check_pins(task: VideoTask, config: Config) -> None:
-    for pin in needed_pins([task], config):
-        _, differences = examine(pin, [task], config)
+def _forgive(work: Work, done: WorkFolder) -> None:
+    """Somebody who queues a failed task again asks for its quarantined segments too, once."""
+    told = work.folder.work / f"round-{work.task.round}"
+    if work.task.round and not told.exists():
+        done.forget_strikes()
+        told.touch()
+
+
+def _check_pins(task: VideoTask, work: Work) -> None:
+    for pin in needed_pins([task], work.config):
+        _, differences = examine(pin, [task], work.config, work.stop)
         if differences:
             raise not_expected(pin, differences, "the service with it")
 
@@ -139,7 +158,7 @@ def _result_of(row: Mapping[str, Any], payload: RestagePayload) -> dict[str, Any
         "sha256": row["output_sha256"],
         "frames": row["frames"],
         "damaged": row["damaged"],
-        "notices": list(row["notices"]),
+        "notices": [with_fields(notice) for notice in row["notices"]],
         "not_done": list(payload.not_done),
     }
 

@@ -17,21 +17,23 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.config import Config
-from cluster.errors import ClusterError, StoppedError, TroupeError
+from cluster.errors import ClusterError, JobError, PinAwayError, StoppedError, TroupeError
+from cluster.governor import disk_governor
 from cluster.heap import give_back_freed
 from cluster.processes import die_with_parent
 from serve.edge.problems import problem_of
 from serve.edge.request_id import request_id
 from serve.folders import DataFolder, TaskFolder
 from serve.logs import log_as_json, task_id
-from serve.payload import INPUT, ON_DEMAND, RestagePayload
+from serve.payload import BACKGROUND, INPUT, MASK, ON_DEMAND, RestagePayload
 from serve.places import data_root, database_url
 from serve.progress import TaskProgress
 from serve.restage import STAGES, restage
 from serve.store import Claim, Document, Store, StoreError, TaskState
 from serve.store.values import MAX_PRIORITY
-from serve.transfer.fetch import FetchError, FetchLimits, GuardedClient
+from serve.transfer.fetch import FetchError, FetchLimits, GuardedClient, NotGivenError
 from serve.transfer.pace import Patience
+from serve.transfer.spool import SpoolError
 from serve.work import Made, Work
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ _BEAT_SECONDS = 1.0
 #: After an error of the machine a task waits so long, times its attempts.
 _AGAIN_SECONDS = 5.0
 _STORE_AGAIN_SECONDS = 2.0
+#: So long waits a task whose pin is away, as while it is deployed.
+_AWAY_SECONDS = 15.0
 #: Serve waits so long for a replica that is to end: one call to a pin, and what is being encoded.
 SHUTDOWN_SECONDS = 30.0
 
@@ -139,8 +143,9 @@ class _Attempt:
     def __init__(self, runner: Runner, store: Store, client: GuardedClient, claim: Claim) -> None:
         self._runner, self._store, self._client, self._claim = runner, store, client, claim
         self._folder = runner._data.of(claim.task.id)
-        self._kind, stages = KINDS[claim.task.kind]
-        self._progress = TaskProgress(stages)
+        self._kind: Callable[[Work], Made] | None
+        self._kind, stages = KINDS.get(claim.task.kind, (None, ()))
+        self._progress = TaskProgress(stages, self._folder.input.parent)
         self._cancelled = self._lost = False
         self._begun = time.monotonic()
 
@@ -158,6 +163,9 @@ class _Attempt:
         await self._persist(ended)
 
     async def _work(self) -> Callable[[], Any]:
+        if self._kind is None:
+            reason = f"is of the kind {self._claim.task.kind}, which is not done here"
+            raise JobError("task", reason, remedy="the service is older than whoever accepted it: bring it up to date")
         await self._fetch()
         work = Work(self._claim.task, self._folder, self._runner._config, self._progress, self._stop)
         made = await asyncio.to_thread(self._kind, work)
@@ -176,14 +184,19 @@ class _Attempt:
     def _failed(self, error: Exception) -> Callable[[], Any]:
         """What the store is told of an attempt that raised."""
         task = self._claim.task
-        if isinstance(error, StoppedError) or self._cancelled:
-            if self._cancelled:
-                log.info("is cancelled")
-                self._runner._data.remove(self._claim.task.id)
-                return lambda: self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
+        if self._cancelled:
+            log.info("is cancelled")
+            return self._end_cancelled
+        if isinstance(error, StoppedError):
             log.info("is given back")
             return lambda: self._store.release(self._claim)
         problem = self._problem(error)
+        if _pin_is_away(error):
+            # No fault of the task, nor of this attempt: whoever looks reads what it waits for.
+            log.warning("is given back: %s", error)
+            self._progress.paused(problem["detail"])
+            waiting = self._progress.document()
+            return lambda: self._store.release(self._claim, progress=waiting, delay_s=_AWAY_SECONDS)
         if _may_pass(error):
             log.warning("attempt %d failed: %s", task.attempts, error, exc_info=not isinstance(error, TroupeError))
             return lambda: self._store.retry_later(self._claim, problem, delay_s=_AGAIN_SECONDS * task.attempts)
@@ -192,11 +205,24 @@ class _Attempt:
             self._claim, TaskState.FAILED, error=problem, cost=self._cost(), progress=self._progress.document()
         )
 
+    async def _end_cancelled(self) -> None:
+        # Before the store is told, for then it may be queued again; not if somebody else has it already.
+        if not self._lost:
+            try:
+                await asyncio.to_thread(self._runner._data.remove, self._claim.task.id)
+            except OSError as error:
+                log.warning("its files are left to be tidied: %s", error)
+        await self._store.finish(self._claim, TaskState.CANCELLED, cost=self._cost())
+
     def _problem(self, error: Exception) -> Document:
-        """For the client, who knows the file by the name that it has there."""
-        name = str(self._claim.task.payload.get("name") or "the video")
-        if isinstance(error, TroupeError) and error.thing == INPUT:
-            error = type(error)(name, error.reason, place=error.place, remedy=error.remedy)
+        """For the client, who knows the files by the names that they have there."""
+        names = {
+            INPUT: str(self._claim.task.payload.get("name") or "the video"),
+            MASK: "the mask",
+            str(self._claim.task.payload.get("background") or BACKGROUND): "the background",
+        }
+        if isinstance(error, TroupeError) and error.thing in names:
+            error = type(error)(names[error.thing], error.reason, place=error.place, remedy=error.remedy)
         return problem_of(error).body(str(self._claim.task.payload.get("request_id", "")))
 
     def _cost(self) -> dict[str, Any]:
@@ -208,6 +234,7 @@ class _Attempt:
         await asyncio.to_thread(_make, self._folder)
         if not payload.url or target.exists():
             return
+        await self._room()
         service = self._runner._service
         limits = FetchLimits(
             max_bytes=int(service.max_upload_gib * 2**30), patience=Patience(total_seconds=service.fetch_seconds)
@@ -221,6 +248,15 @@ class _Attempt:
             fetching.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await fetching
+
+    async def _room(self) -> None:
+        """Waits until the disk has room, as lanes do."""
+        governor = disk_governor(self._runner._config.troupe.governor, self._folder.input.parent)
+        while why := await asyncio.to_thread(governor.check):
+            self._progress.paused(why)
+            self._stop()
+            await asyncio.sleep(_POLL_SECONDS)
+        self._progress.paused(None)
 
     def _stop(self) -> None:
         if self._cancelled or self._lost or self._runner._ending.is_set():
@@ -258,11 +294,15 @@ class _Attempt:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether another attempt may go better: the machine's fault, or nobody knows whose; not the input's."""
-    if error is None:
+    if error is None or isinstance(error, NotGivenError):
         return False
-    if isinstance(error, ClusterError | FetchError) or not isinstance(error, TroupeError):
+    if isinstance(error, ClusterError | FetchError | SpoolError) or not isinstance(error, TroupeError):
         return True
     return _may_pass(error.__cause__) if isinstance(error.__cause__, TroupeError) else False
+
+
+def _pin_is_away(error: BaseException | None) -> bool:
+    return isinstance(error, PinAwayError) or (isinstance(error, JobError) and _pin_is_away(error.__cause__))
 
 
 def _make(folder: TaskFolder) -> None:

@@ -183,7 +183,7 @@ class TaskView(BaseModel):
     settings: dict[str, Any] = Field(description="All choices, the preset's included.")
     progress: TaskProgressView | None = Field(description="How far it is; null before it was begun.")
     result: ResultView | None = Field(description="What it made; null unless it is done.")
-    error: ProblemDetails | None = Field(description="Why it failed, or what the last attempt met.")
+    error: ProblemDetails | None = Field(description="Why it failed; null unless it did.")
     cost: CostView | None = Field(description="What it cost; null before it ended.")
     webhook: WebhookView | None = Field(
         default=None, description="How its webhook goes, where one task with a webhook is looked at."

@@ -10,10 +10,6 @@ from cluster.errors import MediaError
 
 SMALLEST_SIDE = 16
 
-#: CPU seconds for starting, and for each second of the longest video: one for each of 60 frames a second, which is some
-#: times what the largest frames take, because some files are read from their start again and again.
-_CPU_START, _CPU_PER_SECOND = 60, 60
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,8 +24,7 @@ class Limits:
         stall_seconds: longest wait for one frame or message of the decoding process before it is killed.
         memory_bytes: heap of the decoding process (RLIMIT_DATA).
         decode_threads: codec threads of a decoding process.
-        cpu_seconds: CPU time of a decoding process (RLIMIT_CPU), all its threads together. None derives it from
-            `max_seconds`, so that it ends what never ends and no honest file of that length.
+        cpu_seconds: CPU time of a decoding process (RLIMIT_CPU), all its threads together.
     """
 
     max_bytes: int = 20 * 2**30
@@ -40,13 +35,12 @@ class Limits:
     stall_seconds: float = 60.0
     memory_bytes: int = 4 * 2**30
     decode_threads: int = 2
-    cpu_seconds: float | None = None
+    cpu_seconds: float = 12 * 3600.0
 
     @property
     def most_cpu_seconds(self) -> int:
-        """`cpu_seconds`, given or derived, in whole seconds."""
-        derived = _CPU_START + _CPU_PER_SECOND * self.max_seconds
-        return max(1, math.ceil(derived if self.cpu_seconds is None else self.cpu_seconds))
+        """`cpu_seconds` as the kernel takes it: whole, at least one."""
+        return max(1, math.ceil(self.cpu_seconds))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the decoding process."""

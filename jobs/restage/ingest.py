@@ -12,6 +12,7 @@ from actors.matte import border_screen
 from actors.model import Step
 from actors.upscale.sizes import output_size
 from actors.video.background import parse_colour
+from actors.video.beat import Beat, nothing
 from actors.video.encode import EncoderSettings
 from actors.video.image import SUFFIXES
 from actors.video.info import MediaInfo
@@ -68,6 +69,7 @@ class Ingest:
         encoder: decided once for the whole run.
         allow_damaged, split_shots: as on the command line.
         allow_unlicensed: take background items without a licence.
+        beat: called about once a second while files are hashed or scanned; may raise.
     """
 
     settings: RestageSettings
@@ -79,6 +81,7 @@ class Ingest:
     allow_damaged: bool = False
     split_shots: bool = False
     allow_unlicensed: bool = False
+    beat: Beat = nothing
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     def look(self, item: Input) -> Look:
@@ -162,7 +165,7 @@ class Ingest:
             raise MediaError(
                 item.path.name,
                 "its border is not one flat green or blue, so there is no screen to key out",
-                remedy="use a preset or --matte with a network (`troupe weights list`), or --matte none",
+                remedy=f"choose a --matte with a network, such as {MATTE_FALLBACK}, or --matte none",
             )
         return wanted
 
@@ -206,7 +209,7 @@ class Ingest:
         stored = self.root / "backgrounds" / self._hash(path)[:20] / "scan.npz"
         if stored_scan(stored, path) is None:
             stored.parent.mkdir(parents=True, exist_ok=True)
-            store_scan(stored, scan(path, limits, workdir=stored.parent))
+            store_scan(stored, scan(path, limits, workdir=stored.parent, beat=self.beat))
         return stored
 
     def _weights(self, steps: tuple[Step, ...]) -> Mapping[str, str]:
@@ -215,5 +218,5 @@ class Ingest:
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = sha256_of(path)
+            self._hashes[path] = sha256_of(path, self.beat)
         return self._hashes[path]

@@ -10,7 +10,8 @@ A tokens file is a YAML list, one entry a token; it holds hashes or names of env
     - name: phone
       token_env: TROUPE_TOKEN_PHONE
 
-Rates and upload quotas are counted in this process and start anew with it; the quota of tasks is counted by the store.
+Requests, and all bytes that come, are counted in this process and start anew with it; tasks, and the uploads of those
+that were accepted, are counted by the store.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _SHORTEST_TOKEN = 16
 _STRANGERS_PER_MINUTE = 60.0
 _STRANGERS_KEPT = 10_000
 _HOURS = 24
+_VOLUME_USED = "the upload quota of this token for 24 hours is used up"
 
 
 class TokenSettings(BaseModel):
@@ -230,7 +232,7 @@ class UploadQuota:
         """
         if count > self.left:
             hours = self._hours[0][0] + _HOURS + 1 - self._clock() / 3600 if self._hours else 1.0
-            raise busy("upload_quota", "the upload quota of this token for 24 hours is used up", hours * 3600)
+            raise busy("upload_quota", _VOLUME_USED, hours * 3600)
 
     def take(self, count: int) -> None:
         """Count bytes that came; raises as `check`."""
@@ -250,6 +252,16 @@ def check_queued(principal: Principal, count: int) -> None:
     """
     if count >= principal.queued:
         raise busy("task_quota", f"{count} tasks of this token are queued or running, as many as it may have", 30)
+
+
+def check_volume(principal: Principal, count: int, more: int, frees_s: float) -> None:
+    """Refuse `more` bytes after the `count` that tasks brought in 24 hours, some of which are forgotten in `frees_s`.
+
+    Raises:
+        Problem: 429.
+    """
+    if count + more > principal.upload_bytes_per_day:
+        raise busy("upload_quota", _VOLUME_USED, frees_s)
 
 
 BEARER = HTTPBearer(auto_error=False, description="A token of the tokens file.")

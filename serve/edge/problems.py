@@ -66,6 +66,9 @@ _CODES = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "metho
 #: An absolute path that is not part of a URL or of a longer word; its last part stays.
 _PATH = re.compile(r"(?<![\w.~/:-])~?/(?:[^\s'\"<>|;,()]*/)*([^\s'\"<>|;,()/]*)")
 
+#: An option of the command line, unless in a command that somebody is to type; over HTTP it is a field.
+_OPTION = re.compile(r"`[^`]*`|--([a-z][a-z-]*)")
+
 
 class FieldProblem(BaseModel):
     """One part of a request that is wrong."""
@@ -147,18 +150,23 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def _told(error: TroupeError) -> str:
-    """The error's text without folders of this machine, one line."""
+    """The error's text in the words of HTTP, without folders of this machine, one line."""
     thing = error.thing.rpartition("/")[2] if error.thing.startswith("/") else error.thing
     place = "" if error.place.startswith("/") else error.place
     head = ": ".join(without_paths(part) for part in (thing, place, error.reason) if part)
     text = f"{head}; {without_paths(error.remedy)}" if error.remedy else head
-    line = text.strip().partition("\n")[0]
+    line = with_fields(text).strip().partition("\n")[0]
     return line if len(line) <= _LONGEST_DETAIL else f"{line[:_LONGEST_DETAIL]}…"
 
 
 def without_paths(text: str) -> str:
     """`text` with absolute paths cut to their last part; URLs stay."""
     return _PATH.sub(lambda found: found[1], text)
+
+
+def with_fields(text: str) -> str:
+    """`text` of modules that serve the command line too, in which options are the fields that they are over HTTP."""
+    return _OPTION.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], text)
 
 
 # --- answering

@@ -19,11 +19,12 @@ from actors.video.image import encode_still
 from actors.video.stills import Still
 from cluster.errors import MediaError
 from jobs.restage.settings import LANCZOS, MATTE_AUTO, MATTE_CHROMA, MATTE_FALLBACK, MATTE_GIVEN, MATTE_NONE
+from serve.choices import settings_of
 from serve.desk import Desk
 from serve.edge.auth import Principal
 from serve.edge.negotiation import best_kind
 from serve.edge.problems import Problem, responses
-from serve.intake import media_or_problem, settings_of
+from serve.intake import media_or_problem
 from serve.performers import unless_gone
 from serve.resizing import resized
 from serve.routes.access import Asks, TheDesk

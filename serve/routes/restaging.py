@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from actors.video.scan import inspect
 from cluster.errors import MediaError
-from jobs.limits import limits_of
+from jobs.limits import for_short_clips, limits_of
 from serve.desk import Desk
 from serve.edge.auth import Principal
 from serve.edge.negotiation import Preference
@@ -129,7 +129,7 @@ def _check_short(desk: Desk, incoming: Incoming) -> None:
         MediaError: not a video.
     """
     try:
-        info = inspect(incoming.folder.input / INPUT, limits_of(desk.config)).info
+        info = inspect(incoming.folder.input / INPUT, limits_of(for_short_clips(desk.config))).info
     except MediaError as error:
         raise media_or_problem(error) from error
     most = desk.service.on_demand_seconds

@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse
 
 from serve.desk import Desk
 from serve.edge.auth import Principal
-from serve.edge.problems import responses
+from serve.edge.problems import Problem, responses
 from serve.folders import TaskFolder
-from serve.intake import Incoming, accept, parsed, restage_payload
+from serve.intake import JSON, Incoming, accept, media_type, parsed, restage_payload
 from serve.payload import INPUT
 from serve.routes.access import Asks, TheDesk
 from serve.routes.tasks import COMMON, IDEMPOTENCY, found
@@ -51,6 +51,10 @@ def _body(kind: str, model: Any) -> dict[str, Any]:
 )
 async def create(request: Request, desk: TheDesk, principal: Asks) -> JSONResponse:
     """The server fetches the video."""
+    if media_type(request) != JSON:
+        raise Problem(
+            415, "not_json", "send the video's URL as JSON, or the video itself to /api/v1/video-tasks/upload"
+        )
 
     def make(incoming: Incoming) -> NewTask:
         said = parsed(SeedCreate, incoming.fields)

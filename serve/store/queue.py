@@ -142,8 +142,17 @@ class Queue:
 
         return await self._database.write(work)
 
-    async def release(self, claim: Claim) -> bool:
-        """Gives a task back, as when the runner is to stop: the attempt does not count. False when it was lost."""
+    async def release(self, claim: Claim, *, progress: Document | None = None, delay_s: float = 0) -> bool:
+        """Gives a task back, as when the runner is to stop: the attempt does not count.
+
+        Args:
+            claim: of the attempt.
+            progress: how far it is, and why it waits; None for no news.
+            delay_s: seconds until it can be claimed again.
+
+        Returns:
+            False when it was lost.
+        """
 
         async def work(session: AsyncSession, now: datetime) -> bool:
             row = await _held(session, claim)
@@ -152,7 +161,9 @@ class Queue:
             row.attempts -= 1
             if row.attempts == 0:
                 row.started = None
-            queue_again(session, row, now, row.due, None)
+            if progress is not None:
+                await tell_progress(session, row, now, progress)
+            queue_again(session, row, now, now + timedelta(seconds=delay_s) if delay_s else row.due, None)
             return True
 
         return await self._database.write(work)

@@ -323,9 +323,10 @@ async def _usage(session: AsyncSession, now: datetime, owner: str, window_s: flo
     active = select(TaskRow.state, func.count()).where(mine, TaskRow.state.in_(_ACTIVE)).group_by(TaskRow.state)
     counts = {row[0]: row[1] for row in (await session.execute(active)).all()}
     recent = TaskRow.created > now - timedelta(seconds=window_s)
-    volume = select(func.coalesce(func.sum(TaskRow.upload_bytes), 0)).where(mine, recent)
-    uploaded = int((await session.execute(volume)).scalar_one())
-    return Usage(counts.get(TaskState.QUEUED, 0), counts.get(TaskState.RUNNING, 0), uploaded)
+    sums = func.coalesce(func.sum(TaskRow.upload_bytes), 0), func.min(TaskRow.created)
+    uploaded, oldest = (await session.execute(select(*sums).where(mine, recent, TaskRow.upload_bytes > 0))).one()
+    frees_s = window_s - (now - (oldest or now)).total_seconds()
+    return Usage(counts.get(TaskState.QUEUED, 0), counts.get(TaskState.RUNNING, 0), int(uploaded), frees_s)
 
 
 def _cursor(row: TaskRow) -> str:

@@ -184,11 +184,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an owner has: tasks that wait, tasks that run, bytes accepted since the moment that was asked about."""
+    """What an owner has: tasks that wait, tasks that run, bytes accepted within the window that was asked about, and
+    seconds until the oldest of these leave it."""
 
     queued: int
     running: int
     upload_bytes: int
+    upload_frees_s: float
 
 
 @dataclass(frozen=True, slots=True)

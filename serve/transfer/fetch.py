@@ -46,11 +46,16 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _LOOKUPS = 4  # threads that resolve names; a name server that never answers holds one for half a minute
 _MOST_ADDRESSES = 8  # of one name that are tried
+_PASSING = frozenset({408, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class FetchError(TroupeError):
     """What a URL names could not be had; the text tells no address and nothing that the server said."""
+
+
+class NotGivenError(FetchError):
+    """The server answered that it does not give it: another try is answered the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,8 @@ class GuardedClient:
 
         Raises:
             RefusedURLError: the URL, or one that it redirects to, is not allowed.
-            FetchError: it could not be had: the server is not there, answers otherwise, breaks off or is too slow.
+            FetchError: it could not be had: the server is not there, answers otherwise (`NotGivenError` where it is
+                not worth asking again), breaks off or is too slow.
             TooLargeError: it is larger than `limits.max_bytes`.
             SpoolError: the disk would not take it.
         """
@@ -267,7 +273,8 @@ class GuardedClient:
 async def _body(response: aiohttp.ClientResponse, url: URL, target: Path, limits: FetchLimits, pace: Pace) -> Fetched:
     name = shown_url(url)
     if response.status != 200:
-        raise FetchError(name, f"answers with HTTP {response.status}")
+        definite = 400 <= response.status < 500 and response.status not in _PASSING
+        raise (NotGivenError if definite else FetchError)(name, f"answers with HTTP {response.status}")
     if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise FetchError(name, "sends a compressed body though none was asked for")
     if (response.content_length or 0) > limits.max_bytes:  # to fail early; what comes is counted all the same

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import pins
 from cluster.config import PinSettings
-from cluster.errors import ClusterError, UsageError
+from cluster.errors import ClusterError, PinAwayError, StoppedError, UsageError
 
 
 def status(state: str, message: str) -> Any:
@@ -42,18 +42,34 @@ def test_pin_that_somebody_else_is_bringing_up_is_awaited_and_not_replaced(monke
     assert next(states, None) is None
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+def answering(monkeypatch: pytest.MonkeyPatch, result: Any) -> list[str]:
+    """A pin whose every answer is this error; what was cancelled."""
+    cancelled: list[str] = []
+
     def raising(timeout_s: float) -> Any:  # noqa: ARG001
         raise result
 
-    response = SimpleNamespace(result=raising)
+    response = SimpleNamespace(result=raising, cancel=lambda: cancelled.append("describe"))
     monkeypatch.setattr(pins, "handle", lambda _: SimpleNamespace(describe=SimpleNamespace(remote=lambda *_: response)))
+    return cancelled
 
 
 def test_pin_that_does_not_answer_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, TimeoutError())
-    with pytest.raises(ClusterError, match="pin upscale: did not answer within 5 s"):
-        pins.describe("upscale", (), 5)
+    with pytest.raises(PinAwayError, match="pin upscale: did not answer within 0 s"):
+        pins.describe("upscale", (), 0)
+
+
+def test_wait_for_a_pin_ends_when_somebody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled, beats = answering(monkeypatch, TimeoutError()), iter(range(3))
+
+    def beat() -> None:
+        if next(beats, None) is None:
+            raise StoppedError("task", "was cancelled")
+
+    with pytest.raises(StoppedError):
+        pins.describe("upscale", (), 3600, beat)
+    assert cancelled == ["describe"]
 
 
 def test_error_of_the_pin_is_raised_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 
 from actors.video.limits import Limits
-from cluster.errors import MediaError, UsageError
+from actors.video.scan import inspect
+from cluster.errors import MediaError, StoppedError, UsageError
 from jobs.backgrounds import CATEGORIES, MANIFEST, Library, open_once, resolve
+from jobs.inputs import Input
+from jobs.restage.ingest import Look
+from tests.jobs.inprocess import ingest_of
+from tests.media import write_clip
 
 KEYS = [f"{number:064x}" for number in range(400)]
 
@@ -148,3 +153,22 @@ def test_broken_manifest_is_named(library: Library, manifest: str) -> None:
     (folder / MANIFEST).write_text(manifest)
     with pytest.raises(UsageError, match=MANIFEST):
         library.list("popular")
+
+
+@pytest.mark.parametrize("work", ["hashing", "scanning"])
+def test_background_video_that_is_hashed_and_scanned_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=6, width=64, height=48).path
+    ingest = ingest_of(tmp_path / "out", matte="chroma", background=str(clip))
+    if work == "scanning":
+        monkeypatch.setattr("jobs.restage.ingest.sha256_of", lambda *_: "0" * 64)
+    else:
+        monkeypatch.setattr("jobs.restage.ingest.scan", lambda *_, **__: pytest.fail("it was hashed unheard"))
+
+    def stop() -> None:
+        raise StoppedError("task", "was cancelled")
+
+    ingest.beat = stop
+    with pytest.raises(StoppedError):
+        ingest.task(Input(clip, tmp_path / "out" / "a.mp4"), Look(inspect(clip, Limits()).info, "green", "chroma"))

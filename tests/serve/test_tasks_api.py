@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from serve.edge.auth import Principal, Tokens
-from serve.store import Store, TaskState
+from serve.store import Store, StoreBusyError, StoreError, Task, TaskState
 from tests.images import encoded
 from tests.serve.service import MADE, Service, service
 
@@ -107,6 +110,60 @@ def test_same_key_sent_again_gives_the_same_task_and_another_request_is_refused(
     assert (first.status_code, again.status_code, other.status_code) == (202, 202, 422)
     assert first.json() == again.json()
     assert len(here.folders()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "stays"),
+    [
+        (StoreError("the database", "did not answer"), 503, True),
+        (StoreBusyError("the service", "is asked too much"), 429, False),
+    ],
+)
+def test_task_that_may_be_written_keeps_its_files_until_its_key_tells(
+    here: Service, monkeypatch: pytest.MonkeyPatch, error: StoreError, status: int, stays: bool
+) -> None:
+    submit, key = here.desk.store.submit, {"Idempotency-Key": "k-3"}
+
+    async def lost(*arguments: Any, **named: Any) -> Task:
+        if stays:  # it is committed, and the answer of the database is lost
+            await submit(*arguments, **named)
+        raise error
+
+    monkeypatch.setattr(here.desk.store, "submit", lost)
+    assert here.client.post("/v1/tasks", files=FORM, headers=key).status_code == status
+    assert len(here.folders()) == stays
+    monkeypatch.undo()
+    again = here.client.post("/v1/tasks", files=FORM, headers=key)
+    assert again.status_code == 202
+    assert here.folders() == [again.json()["id"]]
+    assert (here.desk.data.of(again.json()["id"]).input / "input").read_bytes() == CLIP
+
+
+def test_background_image_is_bounded_decoded_in_its_turn_and_on_the_disk_or_nothing_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = encoded(np.zeros((32, 32, 3), np.uint8), ".png")
+    turns: list[bool] = []
+
+    def no_room(_: Path) -> Any:
+        turns.append(here.desk.decoders.locked())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("serve.desk._DECODERS", 1)
+    monkeypatch.setattr("serve.intake.written_whole", no_room)
+    with service(tmp_path, on_demand_mib=1 / 1024) as here:
+        for content, status, code in ((image + bytes(1024), 413, "too_large"), (image, 507, "storage")):
+            answer = here.client.post("/v1/tasks", files={**FORM, "background": ("b.png", content)})
+            assert (answer.status_code, answer.json()["code"]) == (status, code)
+            assert here.folders() == []
+    assert turns == [True]
+
+
+@pytest.mark.parametrize("sent", [{"files": FORM}, {"json": {"video_url": "https://example.com/a.mp4"}}])
+def test_choices_in_the_query_of_a_form_or_of_json_are_refused(here: Service, sent: dict[str, Any]) -> None:
+    answer = here.client.post("/v1/tasks?preset=draft", **sent)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert here.folders() == []
 
 
 def test_key_of_a_refused_request_is_free_for_the_next_one(here: Service) -> None:
@@ -272,7 +329,10 @@ def test_token_has_so_many_tasks_and_the_queue_so_many_in_all(tmp_path: Path) ->
     known = {hashlib.sha256(b"token-of-a").digest(): Principal("a", queued=1)}
     with service(tmp_path / "one", tokens=Tokens(known)) as here:
         mine = {"Authorization": "Bearer token-of-a"}
-        assert here.client.post("/v1/tasks", files=FORM, headers=mine).status_code == 202
+        keyed = mine | {"Idempotency-Key": "k-4"}
+        first = here.client.post("/v1/tasks", files=FORM, headers=keyed)
+        assert first.status_code == 202
+        assert here.client.post("/v1/tasks", files=FORM, headers=keyed).json() == first.json()
         answer = here.client.post("/v1/tasks", files=FORM, headers=mine)
         assert (answer.status_code, answer.json()["code"]) == (429, "task_quota")
         assert int(answer.headers["retry-after"]) > 0
@@ -280,6 +340,20 @@ def test_token_has_so_many_tasks_and_the_queue_so_many_in_all(tmp_path: Path) ->
         submitted(here)
         answer = here.client.post("/v1/tasks", files=FORM)
         assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+
+
+def test_upload_over_the_volume_of_a_token_is_refused_before_it_comes_also_by_a_new_process(tmp_path: Path) -> None:
+    known = {hashlib.sha256(b"token-of-a").digest(): Principal("a", upload_bytes_per_day=1.5 * len(CLIP))}
+    mine = {"Authorization": "Bearer token-of-a", "Content-Type": "video/mp4"}
+    for status in (202, 429):
+        with (
+            service(tmp_path, tokens=Tokens(known)) as here,
+            mock.patch.object(here.desk.uploads, "receive", side_effect=here.desk.uploads.receive) as received,
+        ):
+            answer = here.client.post("/v1/tasks", content=CLIP, headers=mine)
+            assert (answer.status_code, received.called) == (status, status == 202)
+    assert answer.json()["code"] == "upload_quota"
+    assert 86_000 < int(answer.headers["retry-after"]) <= 86_400
 
 
 def test_event_streams_of_a_token_are_limited(here: Service) -> None:
@@ -308,6 +382,8 @@ def test_older_contract_is_kept_to_the_letter(here: Service) -> None:
     assert done["result"]["scenes"] == []
     assert done["result"]["not_done"] == ["scene-detection", "audio-separation", "audio-transcription"]
     assert here.client.get(f"/v1/tasks/{task_id}").json()["state"] == "done"
+    form = here.client.post("/api/v1/video-tasks/create", files=FORM, data={"video_url": url, "uid": "u-3"})
+    assert (form.status_code, form.json()["code"]) == (415, "not_json")
     wrong = here.client.post(
         "/api/v1/video-tasks/create", json={"video_url": url, "uid": "u", "video_split_audio_mode": "x"}
     )

@@ -17,7 +17,9 @@ from actors.video.limits import Limits
 from actors.video.process import Child
 from actors.video.scan import inspect, scan
 from actors.video.sound import extract_sound
+from cluster.config import Config
 from cluster.errors import MediaError
+from jobs.limits import for_short_clips, limits_of
 from tests.actors.video.test_child import ROOT
 from tests.media import Sound, write_clip
 
@@ -67,10 +69,11 @@ def test_a_lower_limit_of_the_machine_stays() -> None:
     assert done.stdout == "(7, 7)\n"
 
 
-def test_cpu_time_follows_from_the_longest_video_unless_it_is_given() -> None:
-    assert Limits(max_seconds=3600).most_cpu_seconds == 60 + 60 * 3600
-    assert Limits(cpu_seconds=0.3).most_cpu_seconds == 1
-    assert Limits.from_json(Limits(cpu_seconds=9).to_json()).most_cpu_seconds == 9
+def test_cpu_time_is_as_configured_and_less_for_clips_that_somebody_waits_for() -> None:
+    config = Config()
+    assert limits_of(config).most_cpu_seconds == Limits().most_cpu_seconds == 12 * 3600
+    assert limits_of(for_short_clips(config)).most_cpu_seconds == 60 + 60 * 10
+    assert Limits.from_json(replace(LIMITS, cpu_seconds=0.3).to_json()).most_cpu_seconds == 1
 
 
 def test_a_decoder_s_cpu_time_is_bounded_and_its_end_named(tmp_path: Path) -> None:

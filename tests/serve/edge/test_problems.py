@@ -205,6 +205,18 @@ def test_paths_are_cut_to_their_last_part(text: str, told: str) -> None:
     assert without_paths(text) == told
 
 
+@pytest.mark.parametrize(
+    ("remedy", "told"),
+    [
+        ("choose another --matte, or --max-input 720", "choose another matte, or max_input 720"),
+        ("3 damaged frames (--allow-damaged)", "3 damaged frames (allow_damaged)"),
+        ("run `troupe weights fetch x --accept-licence y`", "run `troupe weights fetch x --accept-licence y`"),
+    ],
+)
+def test_options_of_the_command_line_are_told_as_fields(remedy: str, told: str) -> None:
+    assert problem_of(MediaError("a.mp4", "is wrong", remedy=remedy)).detail == f"a.mp4: is wrong; {told}"
+
+
 def test_openapi_describes_problems_and_nothing_of_fastapis_own(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     answers = document["paths"]["/body"]["post"]["responses"]

@@ -212,6 +212,12 @@ def test_release_does_not_count_an_attempt_and_keeps_the_place(database: Databas
         back = await seen(store, first.id)
         assert (back.state, back.attempts, back.lease_owner, back.lease_until) == (TaskState.QUEUED, 0, "", None)
         assert back.progress == {"stage": "upscale", "frames": 3}
+        assert await store.release(await claimed(store), progress={"paused": "pin away"}, delay_s=10)
+        waiting = await seen(store, first.id)
+        assert (waiting.attempts, waiting.progress) == (0, {"paused": "pin away"})
+        assert (await claimed(store)).task.id != first.id
+        database.clock.sleep(10)
+        assert (await claimed(store)).task.id == first.id
 
     database.run(work)
 

@@ -22,7 +22,7 @@ from yarl import URL
 from cluster.errors import TroupeError, UsageError
 from serve.transfer import fetch as fetch_module
 from serve.transfer.addresses import RefusedURLError, is_allowed, literal_address, parse_networks, shown_url
-from serve.transfer.fetch import Answer, Fetched, FetchError, FetchLimits, GuardedClient
+from serve.transfer.fetch import Answer, Fetched, FetchError, FetchLimits, GuardedClient, NotGivenError
 from serve.transfer.pace import Patience
 from serve.transfer.spool import Spool, TooLargeError
 from tests.serve.web import GOOD, Canary, WebServer, answer
@@ -440,6 +440,7 @@ HASTY = FetchLimits(
         (packed, "compressed body"),
         (answer, "is empty"),
         (lambda request: answer(request, b"no", status=404), "HTTP 404"),
+        (lambda request: answer(request, b"no", status=429), "HTTP 429"),
         (lambda request: answer(request, b"part", status=206), "HTTP 206"),
         (lambda request: answer(request, b"", status=302), "without saying where"),
     ],
@@ -452,6 +453,7 @@ def test_faulty_server_is_given_up_with_the_reason(
         get(server.url, target, (server.port,), limits=HASTY)
     assert time.monotonic() - began < 5
     assert GOOD not in error.value.reason
+    assert isinstance(error.value, NotGivenError) == (reason == "HTTP 404")  # which a later try would hear again
     assert not target.exists()
 
 
