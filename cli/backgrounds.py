@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.video.limits import Limits
-from actors.video.loop import make_loop
 from cli.manners import exit_codes, print_json
 from cluster.config import load_config
 from cluster.errors import UsageError
@@ -102,6 +101,8 @@ def loop_background(
             raise UsageError(source, "not a file")
         if not target.absolute().parent.is_dir():
             raise UsageError(target.parent, "not a folder", remedy="make it first")
+        from actors.video.loop import make_loop
+
         made = make_loop(source, target, seconds=seconds, fade_seconds=fade, size=_size(size), limits=_limits())
         if as_json:
             print_json(asdict(made) | {"path": str(made.path)})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serve.client.asking import DEFAULT_SERVER
+from cluster.service_settings import DEFAULT_SERVER
 
 # Imported where it is needed: what describes the server's answers takes a second, which no `--help` is to wait for.
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from cli import remote
 from cli.watching import Awaited, Watch, follow_to_the_end
 from cluster.errors import Exit, TroupeError, UsageError
 from cluster.interrupts import ending_everything
+from cluster.service_settings import DEFAULT_SERVER
 from jobs import options
 from jobs.inputs import collect, mask_of, shown
 from jobs.restage import choices
-from serve.client.asking import DEFAULT_SERVER, is_url
 
 if TYPE_CHECKING:
     from serve.client import Client
@@ -165,6 +165,8 @@ def _submit_each(
 def _wanted(
     videos: Sequence[str], folder: Path, background: Path | None, mask: Path | None, matte: str | None
 ) -> list[_Wanted]:
+    from serve.client.asking import is_url
+
     urls = [video for video in videos if is_url(video)]
     paths = [Path(video) for video in videos if not is_url(video)]
     inputs = collect(paths, folder)[0] if paths else []

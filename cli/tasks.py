@@ -17,9 +17,9 @@ from cli.manners import exit_codes, print_json, say_error
 from cli.submit import carry_out
 from cli.watching import Awaited, Watch, follow_to_the_end
 from cluster.errors import Exit, TroupeError, UsageError
+from cluster.service_settings import DEFAULT_SERVER
 from cluster.tables import as_table
 from jobs.options import AsJson as JsonLines
-from serve.client.asking import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from serve.client import Client

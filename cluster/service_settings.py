@@ -14,6 +14,10 @@ class HttpSettings(BaseModel):
     port: int = Field(default=8000, ge=1, le=65535)
 
 
+#: The service of this machine, which clients ask that are told of no other.
+DEFAULT_SERVER = f"http://{HttpSettings().host}:{HttpSettings().port}"
+
+
 class ServiceSettings(BaseModel):
     """The HTTP service.
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.download import Patience, Wanted, download
 from cluster.errors import UsageError, WeightsError
 from cluster.filehash import HashMemory
 from cluster.files import sha256_of, written_whole
 from cluster.registry import Entry, Registry, official_registry
+
+if TYPE_CHECKING:
+    from cluster.download import Patience
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a registry name, the bytes that are there, and the bytes expected (None while unknown)."""
@@ -192,6 +195,8 @@ class WeightsStore:
                 f"{target} is there and is not the official file",
                 remedy="add --force to replace it",
             )
+        from cluster.download import Wanted, download  # which waits for aiohttp; whoever only looks need not
+
         report = None if progress is None else (lambda done, total: progress(entry.name, done, total))
         wanted = Wanted(entry.name, urls, entry.bytes, entry.sha256, entry.md5)
         download(wanted, target, progress=report, patience=patience)

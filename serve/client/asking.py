@@ -20,9 +20,6 @@ from serve.client.refusals import AGAIN, NO_TROUPE, ServiceError, refusal_of, se
 
 T = TypeVar("T")
 
-DEFAULT_SERVER = "http://127.0.0.1:8000"
-"""The one that `troupe up` starts on this machine."""
-
 _CONNECT_SECONDS = 15.0
 #: Longest wait for the word to send a body (100 Continue). Some proxies forget to pass it on: then it is done without.
 _WORD_SECONDS = 30.0

@@ -28,7 +28,8 @@ import aiohttp
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from serve.client.asking import DEFAULT_SERVER, Answer, Asker, Fill, is_url
+from cluster.service_settings import DEFAULT_SERVER
+from serve.client.asking import Answer, Asker, Fill, is_url
 from serve.client.downloading import fetched
 from serve.client.refusals import NO_TROUPE, ServiceError
 from serve.schemas import TaskView
