@@ -140,6 +140,9 @@ class Tokens:
             known[digest] = principal
         return cls(known)
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def match(self, presented: bytes) -> Principal | None:
         """Whose token this is, in a time that does not depend on how nearly it is one."""
         digest, found = hashlib.sha256(presented).digest(), None
@@ -307,6 +310,11 @@ class Auth:
         if wait := bucket.take():
             raise busy("rate_limit", "more requests than this token may send", wait)
         return principal
+
+    @property
+    def owners(self) -> int:
+        """How many there are who may ask, each with tasks of its own."""
+        return 1 if self._tokens is None else len(self._tokens)
 
     def quota(self, principal: Principal) -> UploadQuota:
         """The upload quota of `principal`, the same object each time."""
