@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from cluster.errors import ClusterError, JobError, MediaError, RoomError, TroupeError, UsageError, WeightsError
 from serve.edge.problems import MEDIA_TYPE, FieldProblem, Problem, busy, install, problem_of, responses, without_paths
 from serve.edge.request_id import RequestIdFilter, request_id
+from serve.store.errors import StoreBusyError, StoreError
 from serve.transfer.addresses import RefusedURLError
 from serve.transfer.fetch import FetchError
 from serve.transfer.spool import SpoolError, TooLargeError
@@ -173,6 +174,15 @@ def test_each_error_has_its_status_and_code(error: Exception, status: int, code:
     assert "\n" not in problem.detail
 
 
+def test_error_of_the_database_tells_nothing_of_it() -> None:
+    secret = StoreError("database", "mysql+aiomysql://user:pw@db.internal/troupe: (2003, \"no connection to 'db'\")")
+    problem = problem_of(secret)
+    assert (problem.status, problem.code, problem.headers) == (503, "store", {"Retry-After": "5"})
+    assert "db" not in problem.detail
+    busy_one = problem_of(StoreBusyError("database", "is asked for more than it answers"))
+    assert (busy_one.status, busy_one.detail) == (429, "database: is asked for more than it answers")
+
+
 def test_body_of_a_problem_can_be_kept_with_a_task() -> None:
     problem = Problem(
         422, "x", "y", errors=[FieldProblem(where="body", pointer="/a", detail="d")], extra={"message": "m"}
@@ -199,6 +209,12 @@ def test_body_of_a_problem_can_be_kept_with_a_task() -> None:
         ("https://host/a/b.mp4 answers", "https://host/a/b.mp4 answers"),
         ("1/2 and a/b", "1/2 and a/b"),
         ("/srv/", ""),
+        ("cannot open:/srv/a/b.mp4", "cannot open:b.mp4"),
+        ("read file:/srv/a/b.mp4", "read b.mp4"),
+        ("read file:///srv/a/b.mp4", "read b.mp4"),
+        ("file://localhost/srv/b.mp4", "b.mp4"),
+        ("//srv/a/b.mp4", "b.mp4"),
+        ("sqlite:////srv/data/troupe.db is locked", "sqlite:troupe.db is locked"),
     ],
 )
 def test_paths_are_cut_to_their_last_part(text: str, told: str) -> None:
