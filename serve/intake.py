@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from serve.edge.negotiation import media_type
 from serve.edge.problems import Problem, busy
 from serve.edge.request_id import request_id
 from serve.folders import TaskFolder
+from serve.logs import ABOUT
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.schemas import RestageChoices
 from serve.store import (
@@ -46,6 +48,8 @@ from serve.transfer.json_body import json_body
 from serve.transfer.multipart import shown_name
 from serve.transfer.spool import SpoolError, TooLargeError
 from serve.transfer.uploads import Upload, UploadedFile
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -154,6 +158,7 @@ async def _accept(
             folder = written
             raise
         held = None
+        log.info("accepted", extra={ABOUT: {"task_id": task.id, "owner": task.owner}})
         return Accepted(task, answer(task))
     finally:
         holding.cancel()

@@ -51,9 +51,9 @@ class Client:
     Args:
         server: address; by default TROUPE_SERVER, else the one of `troupe up` on this machine.
         token: by default TROUPE_TOKEN, else none is sent.
-        patience_s: seconds that the server may be away, restarting or too busy before it is given up. A full queue, or a
-            token with as many tasks as it may have, is waited for until there is room. A server that never answered is
-            given up at once.
+        patience_s: seconds that the server may be away, restarting or too busy before it is given up. A full queue, or
+            a token that has all the tasks that it may have, is waited for until there is room. A server that never
+            answered is given up at once.
         away: told why, when the server did not answer twice in a row and is asked again.
         environ: the environment.
 

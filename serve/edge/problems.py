@@ -222,15 +222,14 @@ class Problems:
             await respond(problem, _id(scope))(scope, receive, send)
 
 
-def install(app: FastAPI, *, id_on_answers: bool = True) -> None:
+def install(app: FastAPI) -> None:
     """Every failure of `app` is answered with a problem, with a request id, and its OpenAPI says so.
 
     Args:
         app: before its first request.
-        id_on_answers: see `RequestIds`.
     """
     app.add_middleware(Problems)
-    app.add_middleware(RequestIds, on_answers=id_on_answers)  # the outermost, so that no answer is without an id
+    app.add_middleware(RequestIds)  # the outermost, so that no answer is without an id
     for kind, handler in (
         (Problem, _on_own),
         (TroupeError, _on_own),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from serve.edge.auth import Principal, Tokens
+from serve.logs import JsonLines
 from serve.store import Store, StoreBusyError, StoreError, Task, TaskState
 from tests.images import encoded
 from tests.serve.service import MADE, Service, service
@@ -418,6 +420,32 @@ def test_event_streams_of_a_token_are_limited(here: Service) -> None:
         assert here.client.get(f"/v1/tasks/{task_id}/events").status_code == 429
     here.finish()
     assert here.client.get(f"/v1/tasks/{task_id}/events").status_code == 200
+
+
+def test_log_has_a_line_for_each_request_and_each_task_that_is_accepted(
+    here: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "serve")
+    caplog.handler.setFormatter(JsonLines())
+    mine = {"X-Request-Id": "mine"}
+    task_id = here.client.post("/v1/tasks", files=FORM, headers=mine).json()["id"]
+    here.client.get(f"/v1/tasks/{task_id}", headers=mine)
+    here.client.get("/wp-login.php", headers=mine)
+    for path in ("/healthz", "/readyz"):
+        here.client.get(path)
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    assert [(line["message"], line["request_id"]) for line in lines] == [
+        ("accepted", "mine"),
+        *[("answered", "mine")] * 3,
+    ]
+    assert (lines[0]["task_id"], lines[0]["owner"]) == (task_id, "local")
+    names = ("owner", "method", "route", "status")
+    assert [tuple(line.get(name) for name in names) for line in lines[1:]] == [
+        ("local", "POST", "/v1/tasks", 202),
+        ("local", "GET", "/v1/tasks/{task_id}", 200),
+        (None, "GET", "other", 404),
+    ]
+    assert all(0 <= line["seconds"] < 30 for line in lines[1:])
 
 
 def test_older_contract_is_kept_to_the_letter(here: Service) -> None:
