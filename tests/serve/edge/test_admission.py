@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
+from serve.api import _AtMost
 from serve.edge.admission import Places
-from serve.edge.problems import Problem
+from serve.edge.problems import Problem, install
 
 
 def refusal(places: Places, owner: str) -> Problem:
@@ -46,3 +50,17 @@ def test_crowd_is_told_to_come_again_the_later_the_larger_it_is() -> None:
         assert (waits[:5], waits[-1]) == ([2, 3, 4, 5, 6], 60)
         with places.taken("b"):
             assert refusal(places, "c").headers["Retry-After"] == "2", "somebody came in meanwhile"
+
+
+def test_request_too_many_is_answered_with_a_problem() -> None:
+    app = FastAPI()
+    app.add_middleware(_AtMost, most=1)
+    install(app)
+
+    @app.get("/")
+    def another() -> Any:
+        return TestClient(app).get("/").json()
+
+    told = TestClient(app).get("/").json()
+    assert (told["status"], told["code"]) == (429, "busy")
+    assert told["request_id"]
