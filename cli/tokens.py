@@ -42,7 +42,9 @@ def new(
             TokenSettings(name=name, sha256=digest)
         except ValidationError as error:
             raise UsageError(
-                f"name {name!r}", "cannot be one", remedy="take letters, digits, '.', '_' and '-', at most 64"
+                f"name {name!r}",
+                "cannot be one",
+                remedy="take letters and digits, between them also '.', '_', '@', '+' and '-', at most 64",
             ) from error
         entry = yaml.safe_dump([{"name": name, "sha256": digest}], sort_keys=False)
         if file is not None:
@@ -52,11 +54,9 @@ def new(
         return
     print(token)
     if file is None:
-        print(
-            f"\n# for the file that troupe.service.tokens names; the service reads it when it starts\n{entry}", end=""
-        )
+        print(f"\n# for the file that troupe.service.tokens names; `troupe up` makes it known\n{entry}", end="")
     else:
-        print(f"\n{file} has its hash; the service reads it when it starts")
+        print(f"\n{file} has its hash; `troupe up` makes it known to the service")
 
 
 def _append(file: Path, name: str, entry: str) -> None:

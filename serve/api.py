@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.metrics import ServiceMetrics
 from serve.desk import Desk
 from serve.edge import problems
+from serve.edge.admission import Places
 from serve.edge.measure import Measure
-from serve.edge.problems import busy, respond
 from serve.routes import events, health, images, restaging, results, seed, tasks
 from serve.upkeep import upkeep
 
@@ -25,7 +25,6 @@ Videos and images for the resident models of Troupe: images are answered at once
 Every failure is an RFC 9457 problem whose `code` is a stable word. Send a token as `Authorization: Bearer …` (or
 `x-token: …`) where the server has a tokens file.
 """
-_RETRY_SECONDS = 2.0
 #: Threads for what blocks; more than all that may wait in one at once: tasks being accepted, images being decoded.
 _THREADS = 64
 
@@ -71,18 +70,11 @@ class _AtMost:
     """ASGI middleware: answers what is too much at once with 429."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most, self._now = app, most, 0
+        self._app, self._places = app, Places(most, "busy", "requests are being answered")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._now >= self._most:
-            problem = busy("busy", f"{self._now} requests are being answered already", _RETRY_SECONDS)
-            await respond(problem, str(scope.get("state", {}).get("request_id", "")))(scope, receive, send)
-            return
-        self._now += 1
-        try:
+        with self._places.taken(""):
             await self._app(scope, receive, send)
-        finally:
-            self._now -= 1

@@ -62,6 +62,7 @@ def build(args: Mapping[str, Any]) -> ray_serve.Application:
         Ingress,
         name="Ingress",
         num_replicas=1,
+        # Serve shows it; nobody calls the replica through Serve, and what keeps to the number is `serve.api._AtMost`.
         max_ongoing_requests=service.max_requests,
         graceful_shutdown_timeout_s=INGRESS_SHUTDOWN_SECONDS,
         ray_actor_options=actor,

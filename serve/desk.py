@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,18 +19,22 @@ from cluster.config import Config
 from cluster.service_settings import ServiceSettings
 from jobs.backgrounds import Library
 from jobs.limits import limits_of
+from serve.edge.admission import Places
 from serve.edge.auth import Auth
-from serve.edge.problems import busy
 from serve.folders import DataFolder
 from serve.places import data_root, database_url, library_of
 from serve.store import Store
 from serve.transfer.fetch import GuardedClient
+from serve.transfer.pace import Patience
 from serve.transfer.uploads import UploadLimits, Uploads
 from serve.transfer.webhooks import Signer
 
-_BUSY_SECONDS = 2.0
-#: Images being decoded at once, and what each of those processes may take.
+#: Images in memory at once, from their file to their answer; pins do them one after the other.
+_IMAGES = 8
+#: Of these, images being decoded at once, and what each of those processes may take.
 _DECODERS, _IMAGE_MEMORY = 4, 2**30
+#: A place for an image to arrive is kept no longer.
+_IMAGE_SECONDS = 120.0
 #: Tasks being accepted at once, beside those whose files are being received: more would only wait for the database.
 _ACCEPTING = 12
 
@@ -41,31 +45,6 @@ class Perform(Protocol):
     async def perform(self, step: Step, batch: FrameBatch) -> FrameBatch:
         """The batch after the step."""
         ...
-
-
-class Places:
-    """So many at once, by name; whoever comes later is told to come again."""
-
-    def __init__(self, most: int, code: str, what: str) -> None:
-        self._most, self._code, self._what = most, code, what
-        self._taken: Counter[str] = Counter()
-
-    @contextmanager
-    def taken(self, name: str = "") -> Iterator[None]:
-        """Holds a place.
-
-        Raises:
-            Problem: 429, there is none left.
-        """
-        if self._taken[name] >= self._most:
-            raise busy(self._code, f"{self._most} {self._what} already", _BUSY_SECONDS)
-        self._taken[name] += 1
-        try:
-            yield
-        finally:
-            self._taken[name] -= 1
-            if not self._taken[name]:
-                del self._taken[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +62,11 @@ class Desk:
         stills: decodes strangers' images.
         performers: does them.
         library: background categories.
-        decoders: places of images that are being decoded; whoever comes later waits.
+        images: places of images in memory; whoever comes later waits, with its file on the disk.
+        decoders: places of images that are being decoded, likewise.
         accepting: places of requests that bring a task.
-        on_demand, streams: places of requests that are answered at once, of event streams by owner.
+        on_demand: places of requests that are answered at once.
+        streams: places of event streams, each owner's own.
         ready: what is wrong with the pins, by name; empty when all is well.
         ending: set when this process is to end.
     """
@@ -101,10 +82,11 @@ class Desk:
     stills: Stills
     performers: Perform
     library: Library
+    images: asyncio.Semaphore
     decoders: asyncio.Semaphore
     accepting: Places
     on_demand: Places
-    streams: Places
+    streams: defaultdict[str, Places]
     ready: Callable[[], Mapping[str, str]]
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -137,6 +119,7 @@ async def opened_desk(
     service, limits = config.troupe.service, limits_of(config)
     data = DataFolder(data_root(service, environ))
     upload_limits = UploadLimits(max_bytes=int(service.max_upload_gib * 2**30), at_once=service.max_uploads, files=3)
+    shared = auth.owners > 1
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             Store(database_url(service, environ), attempts=service.attempts, connections=8)
@@ -150,6 +133,11 @@ async def opened_desk(
             max_bytes=int(service.on_demand_mib * 2**20),
             memory_bytes=min(limits.memory_bytes, _IMAGE_MEMORY),
         )
+        image_upload_limits = UploadLimits(
+            max_bytes=image_limits.max_bytes,
+            at_once=service.on_demand_at_once,
+            patience=Patience(total_seconds=_IMAGE_SECONDS),
+        )
         stills = Stills(image_limits)
         stack.push_async_callback(asyncio.to_thread, stills.close)
         yield Desk(
@@ -157,16 +145,19 @@ async def opened_desk(
             store,
             data,
             auth,
-            Uploads(upload_limits),
-            Uploads(UploadLimits(max_bytes=image_limits.max_bytes, at_once=service.on_demand_at_once)),
+            Uploads(upload_limits, shared=shared),
+            Uploads(image_upload_limits, shared=shared),
             client,
             Signer.from_environ(service.webhook_secret_env, environ),
             stills,
             performers,
             library_of(config),
+            asyncio.Semaphore(_IMAGES),
             asyncio.Semaphore(_DECODERS),
-            Places(service.max_uploads + _ACCEPTING, "busy", "tasks are being accepted"),
-            Places(service.on_demand_at_once, "busy", "requests are being answered"),
-            Places(service.events_per_token, "too_many_streams", "event streams of this token are open"),
+            Places(service.max_uploads + _ACCEPTING, "busy", "tasks are being accepted", shared=shared),
+            Places(service.on_demand_at_once, "busy", "requests are being answered", shared=shared),
+            defaultdict(
+                lambda: Places(service.events_per_token, "too_many_streams", "event streams of this token are open")
+            ),
             ready,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import unicodedata
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,9 +25,11 @@ from jobs.restage.settings import MATTE_GIVEN
 from serve.choices import check_background, check_weights, settings_of
 from serve.desk import Desk
 from serve.edge.auth import Principal, check_queued, check_volume
+from serve.edge.negotiation import media_type
 from serve.edge.problems import Problem, busy
 from serve.edge.request_id import request_id
 from serve.folders import TaskFolder
+from serve.logs import ABOUT
 from serve.payload import BACKGROUND, INPUT, MASK, RestagePayload
 from serve.schemas import RestageChoices
 from serve.store import (
@@ -43,13 +45,15 @@ from serve.store import (
     Task,
 )
 from serve.transfer.json_body import json_body
+from serve.transfer.multipart import shown_name
 from serve.transfer.spool import SpoolError, TooLargeError
 from serve.transfer.uploads import Upload, UploadedFile
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
 _KEY_CHARACTERS = 255
-_NAME_CHARACTERS = 100
 _HOLD_SECONDS = 60.0
 _BUSY_SECONDS = 30.0
 JSON, _FORM = "application/json", "multipart/form-data"
@@ -116,7 +120,7 @@ async def accept(
         raise Problem(422, "invalid", "a form, or JSON, holds the choices: the query is for those of a raw body")
     # Before a place is taken: who sends a small body slowly keeps nobody else from one. Files have places of their own.
     said = await json_body(request) if media_type(request) == JSON else None
-    with desk.accepting.taken():
+    with desk.accepting.taken(principal.name):
         return await _accept(desk, principal, request, said, make, answer)
 
 
@@ -128,7 +132,7 @@ async def _accept(
     make: Callable[[Incoming], NewTask],
     answer: Callable[[Task], Document],
 ) -> Accepted:
-    desk.uploads.check_place(request)
+    desk.uploads.check_place(request, principal.name)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= _KEY_CHARACTERS:
         raise Problem(400, "idempotency_key", f"Idempotency-Key has more than {_KEY_CHARACTERS} characters or none")
@@ -154,6 +158,7 @@ async def _accept(
             folder = written
             raise
         held = None
+        log.info("accepted", extra={ABOUT: {"task_id": task.id, "owner": task.owner}})
         return Accepted(task, answer(task))
     finally:
         holding.cancel()
@@ -189,13 +194,8 @@ async def _check_room(desk: Desk, principal: Principal, request: Request) -> Non
         raise busy("queue_full", "the queue is full", _BUSY_SECONDS)
 
 
-def media_type(request: Request) -> str:
-    """What the body says it is, without parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def _receive(desk: Desk, principal: Principal, request: Request, folder: TaskFolder) -> Incoming:
-    upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal))
+    upload = await desk.uploads.receive(request, folder.input, desk.auth.quota(principal), principal.name)
     if media_type(request) == _FORM:
         return await _taken_in(desk, upload, dict(upload.fields), folder, raw=False)
     # A video as the body: its choices are in the query.
@@ -216,7 +216,7 @@ async def _taken_in(desk: Desk, upload: Upload, fields: dict[str, Any], folder: 
             await asyncio.to_thread(file.path.rename, folder.input / chosen)
         names[part], digests[part] = chosen, file.sha256
         if part == "file":
-            name = shown_name(file.name)
+            name = file.name
     return Incoming(folder, fields, names, name, sum(file.bytes for file in upload.files), digests)
 
 
@@ -233,7 +233,7 @@ async def _background(desk: Desk, file: UploadedFile, folder: TaskFolder) -> str
     if file.bytes > most:
         raise TooLargeError("the background", f"is over the size limit of {most:,} bytes for an image")
     name = f"{BACKGROUND}.png"
-    async with desk.decoders:
+    async with desk.images, desk.decoders:
         await asyncio.to_thread(_redraw, desk.stills, file.path, folder.input / name)
     return name
 
@@ -253,12 +253,6 @@ def _redraw(stills: Stills, path: Path, target: Path) -> None:
         raise Problem(422, "background", str(error)) from error
     except OSError as error:
         raise SpoolError("the background", f"cannot be stored: {error.strerror or type(error).__name__}") from error
-
-
-def shown_name(text: str) -> str:
-    """A client's name of a file for display: its last part, printable."""
-    last = text.replace("\\", "/").rpartition("/")[2]
-    return "".join(c for c in last if unicodedata.category(c)[0] not in "CZ" or c == " ").strip()[:_NAME_CHARACTERS]
 
 
 def parsed(model: type[M], fields: Mapping[str, Any]) -> M:

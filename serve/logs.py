@@ -13,6 +13,9 @@ from serve.edge.request_id import request_id
 task_id: ContextVar[str] = ContextVar("task_id", default="")
 """Id of the task that is being worked on; empty outside of one."""
 
+ABOUT = "about"
+"""Attribute of a record, for `extra`: further members of its line, by name."""
+
 #: Packages whose records are written.
 _LOGGERS = ("serve", "jobs", "cluster", "actors")
 
@@ -27,8 +30,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        about = {"request_id": request_id.get(), "task_id": task_id.get()}
-        line |= {name: value for name, value in about.items() if value}
+        about = {"request_id": request_id.get(), "task_id": task_id.get()} | getattr(record, ABOUT, {})
+        line |= {name: value for name, value in about.items() if value != ""}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import random
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
@@ -16,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from cluster.errors import UsageError
-from serve.client.refusals import AGAIN, NO_TROUPE, ServiceError, refusal_of, seconds_of
+from serve.client.refusals import AGAIN, FULL, NO_TROUPE, ServiceError, refusal_of, seconds_of
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ SILENCE_SECONDS = 120.0
 #: Patience with a server that never answered yet: most likely its address is wrong.
 _STRANGER_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+#: Each pause is up to so many times as long, lest all who were refused together come back together.
+_SPREAD = 1.25
 _TELLING = 2  # failures in a row; a single one is nobody's concern
 _MOST_BYTES = 64 << 20  # of an answer that is no file; a page of 500 tasks has about one
 #: Answers of proxies that do not know what became of a request.
@@ -136,7 +139,8 @@ class Asker:
             raise
 
     async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` returns, repeated with growing pauses while it raises AgainError, within the patience.
+        """What `attempt` returns, repeated with growing pauses while it raises AgainError, within the patience; a
+        server that has enough to do for now is waited for until it has room.
 
         Raises:
             ServiceError: patience is at its end.
@@ -151,12 +155,14 @@ class Asker:
                     since, pause, failures = now, _FIRST_PAUSE, 0
                 failures += 1
                 patience = self._patience if self._met else min(self._patience, _STRANGER_SECONDS)
-                wait = pause if error.pause is None else error.pause
-                if now + wait - since > patience:
+                wait, until = max(pause, error.pause or 0.0), f"for up to {patience:g} s"
+                if error.refusal is not None and error.refusal.code in FULL:
+                    since, until = now, "until there is room"
+                elif now + wait - since > patience:
                     raise error.refusal or self._away(error.reason, now - since) from error
                 if failures == _TELLING and self._told is not None:
-                    self._told(f"{self.server}: {error.reason}; asked again for up to {patience:g} s")
-            await asyncio.sleep(wait)
+                    self._told(f"{self.server}: {error.reason}; asked again {until}")
+            await asyncio.sleep(wait * random.uniform(1, _SPREAD))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     @contextmanager

@@ -52,8 +52,9 @@ class Client:
     Args:
         server: address; by default TROUPE_SERVER, else the one of `troupe up` on this machine.
         token: by default TROUPE_TOKEN, else none is sent.
-        patience_s: seconds that the server may be away, restarting or too busy before it is given up. A server that
-            never answered is given up at once.
+        patience_s: seconds that the server may be away, restarting or too busy before it is given up. A full queue, or
+            a token that has all the tasks that it may have, is waited for until there is room. A server that never
+            answered is given up at once.
         away: told why, when the server did not answer twice in a row and is asked again.
         environ: the environment.
 
@@ -185,6 +186,12 @@ class Client:
             task_ids: each is looked at once a second, or less often when there are more than a few.
             gone: told of a task that is not there any more; without it that is raised.
         """
+        return (task for task in self._looks(task_ids, gone) if task is not None)
+
+    def _looks(
+        self, task_ids: Sequence[str], gone: Callable[[str, ServiceError], None] | None = None
+    ) -> Iterator[TaskView | None]:
+        """Each look of `follow`: None where nothing changed."""
         waiting, tags = deque(dict.fromkeys(task_ids)), dict[str, str]()
         while waiting:
             task_id = waiting.popleft()
@@ -197,11 +204,12 @@ class Client:
                     raise
                 gone(task_id, error)
                 continue
+            task = None
             if answer.status != 304:
                 task = self._task(answer)
                 tags[task_id] = answer.headers.get("ETag", "")
                 ended = task.state.ended
-                yield task
+            yield task
             if not ended:
                 waiting.append(task_id)
                 time.sleep(max(1 / len(waiting), 1 / _LOOKS_PER_SECOND))
@@ -213,18 +221,19 @@ class Client:
 
         Args:
             task_id: its id.
-            seconds: longest wait; None for as long as it takes.
+            seconds: longest wait, a server that is away apart; None for as long as it takes.
             seen: told of the task whenever it changed.
 
         Raises:
             ServiceError: it has not ended by then (code `still_running`).
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        for task in self.follow([task_id]):
-            if seen is not None:
-                seen(task)
-            if task.state.ended:
-                return task
+        for task in self._looks([task_id]):
+            if task is not None:
+                if seen is not None:
+                    seen(task)
+                if task.state.ended:
+                    return task
             if deadline is not None and time.monotonic() > deadline:
                 break
         reason = f"has not ended within {seconds:g} s"

@@ -10,6 +10,8 @@ from cluster.errors import TroupeError, UsageError
 _PROBLEM = "application/problem+json"
 #: Statuses of a server that may answer otherwise soon.
 AGAIN = frozenset({429, 502, 503, 504})
+#: Refusals of a server that is well and will take it when others of its tasks have ended.
+FULL = frozenset({"task_quota", "queue_full"})
 _USAGE = frozenset({400, 401, 403, 404, 406, 411, 415, 422})
 #: 422 that is about one video, not about how it was asked for.
 _VIDEOS = frozenset({"media_refused", "url_failed", "empty_file"})

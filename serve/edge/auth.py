@@ -36,12 +36,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from cluster.config import Config
 from cluster.errors import UsageError
 from serve.edge.problems import Problem, busy
+from serve.store.values import OWNER
 
 _SHORTEST_TOKEN = 16
 _STRANGERS_PER_MINUTE = 60.0
 _STRANGERS_KEPT = 10_000
 _HOURS = 24
 _VOLUME_USED = "the upload quota of this token for 24 hours is used up"
+#: Headers of requests that came through a proxy, beside X-Forwarded-….
+_FORWARDED = frozenset({"forwarded", "via", "x-real-ip"})
 
 
 class TokenSettings(BaseModel):
@@ -57,7 +60,7 @@ class TokenSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=f"^{OWNER.pattern}$")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     token_env: str | None = None
     queued: int = Field(default=100, ge=1)
@@ -136,6 +139,9 @@ class Tokens:
                 raise UsageError(path, f"{entry.name} shares its name or its token with an earlier entry")
             known[digest] = principal
         return cls(known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def match(self, presented: bytes) -> Principal | None:
         """Whose token this is, in a time that does not depend on how nearly it is one."""
@@ -271,8 +277,8 @@ X_TOKEN = APIKeyHeader(name="x-token", auto_error=False, description="The same t
 class Auth:
     """FastAPI dependency: who asks. `Depends(auth)` gives a `Principal`, or the request ends with 401, 403 or 429.
 
-    Without tokens everybody is `LOCAL`; then only a loopback name is accepted in Host, and no request that a web page
-    of another site sent, because a browser on this machine can reach loopback too.
+    Without tokens everybody is `LOCAL`; then only a loopback name is accepted in Host, no request that came through a
+    proxy, and none that a web page of another site sent, because a browser on this machine can reach loopback too.
 
     Args:
         tokens: None where the service listens on loopback only.
@@ -304,6 +310,11 @@ class Auth:
         if wait := bucket.take():
             raise busy("rate_limit", "more requests than this token may send", wait)
         return principal
+
+    @property
+    def owners(self) -> int:
+        """How many there are who may ask, each with tasks of its own."""
+        return 1 if self._tokens is None else len(self._tokens)
 
     def quota(self, principal: Principal) -> UploadQuota:
         """The upload quota of `principal`, the same object each time."""
@@ -343,6 +354,10 @@ def _address_of(scope: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_sites(request: Request) -> None:
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers):
+        raise Problem(
+            403, "proxied", "without tokens no proxy may stand before the service: whoever asks would count as local"
+        )
     host = request.headers.get("host", "").lower()
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name != "localhost" and not _is_loopback(name.strip("[]")):

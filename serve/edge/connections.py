@@ -1,14 +1,18 @@
 """Connections of clients: uvicorn's HTTP/1.1, with bounds on what it takes before anybody has looked at a request.
 
 uvicorn with httptools keeps a header, a trailer or a target of any length, waits for the rest of a request's head for
-ever, queues however many requests are sent ahead, and reads the rest of a body whose request was answered for as long
-as there is one (uvicorn 0.54). None of that needs a token, so it is bounded here.
+ever, queues however many requests are sent ahead, reads the rest of a body whose request was answered for as long as
+there is one, and keeps an answer for as long as nobody takes it (uvicorn 0.54). None of that needs a token, so it is
+bounded here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import resource
+import struct
+import termios
 from typing import Any
 
 import uvicorn
@@ -23,6 +27,8 @@ _MAX_AHEAD = 16
 _HEAD_SECONDS = 20.0
 #: A body that is not wanted any more is read for so long, so that its sender gets to see the answer.
 _LINGER_SECONDS = 5.0
+#: A client that has not taken so many bytes a second of what waits for it, over so long, takes no more.
+_STALL_SECONDS, _LEAST_BYTES_A_SECOND = 60.0, 1024
 _KEEP_ALIVE_SECONDS = 30
 _BACKLOG = 4096
 
@@ -31,11 +37,12 @@ class Connection(HttpToolsProtocol):
     """One connection.
 
     Attributes:
-        head_seconds, linger_seconds: see above; for tests.
+        head_seconds, linger_seconds, stall_seconds: see above; for tests.
     """
 
     head_seconds = _HEAD_SECONDS
     linger_seconds = _LINGER_SECONDS
+    stall_seconds = _STALL_SECONDS
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -44,14 +51,17 @@ class Connection(HttpToolsProtocol):
         self._refused = ""
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # so that `pause_writing` tells of all that the client has yet to take
         self._begin_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._head_timer)
         _cancel(self._linger_timer)
+        _cancel(self._stall_timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,6 +85,14 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode("ascii"))
         self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_taken()
+
+    def resume_writing(self) -> None:
+        _cancel(self._stall_timer)
+        super().resume_writing()
 
     # --- the parser's reports
 
@@ -133,6 +151,25 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _await_taken(self) -> None:
+        """In `stall_seconds` the client has taken a part of what waits for it now, or is cut off, which gives back the
+        place of its request. Nothing is added meanwhile."""
+        untaken = self._untaken()
+
+        def look() -> None:
+            if untaken - self._untaken() < self.stall_seconds * _LEAST_BYTES_A_SECOND:
+                self.transport.abort()
+            else:
+                self._await_taken()
+
+        self._stall_timer = self.loop.call_later(self.stall_seconds, look)
+
+    def _untaken(self) -> int:
+        """Bytes that wait here and in the kernel, which takes more only when a good part of what it has is gone."""
+        socket = self.transport.get_extra_info("socket")
+        (queued,) = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return int(self.transport.get_write_buffer_size() + queued)
+
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
@@ -165,6 +202,7 @@ def server_of(app: Any, *, drain_seconds: int) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # else whoever asks from this machine could say that it is somebody else
             lifespan="on",
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,

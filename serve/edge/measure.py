@@ -1,12 +1,22 @@
-"""Counts requests and what they took, as ASGI middleware."""
+"""Counts requests and what they took, and logs them, as ASGI middleware."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.metrics import ServiceMetrics
+from serve.edge.request_id import STATE
+from serve.logs import ABOUT
+
+log = logging.getLogger(__name__)
+
+#: Where a request's state has who asked.
+OWNER = "owner"
+#: Asked all the time, by what watches the service.
+_UNTOLD = ("/healthz", "/readyz")
 
 
 class Measure:
@@ -36,8 +46,13 @@ class Measure:
             if status:
                 # Paths that nobody declared are one: a stranger's invention makes no series.
                 route = getattr(scope.get("route"), "path", "other")
-                seconds = None if endless else time.monotonic() - begun
-                self._metrics.answered(_method(scope), route, status, seconds)
+                method, seconds = _method(scope), time.monotonic() - begun
+                self._metrics.answered(method, route, status, None if endless else seconds)
+                if route not in _UNTOLD:
+                    state = scope.get("state", {})
+                    about = {"request_id": state.get(STATE, ""), "owner": state.get(OWNER, "")}
+                    about |= {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+                    log.info("answered", extra={ABOUT: about})
 
 
 def _method(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""Which form an answer has: Accept and Prefer, as RFC 9110 and RFC 7240 say."""
+"""Which form a body and an answer have: the headers that say it, as RFC 9110 and RFC 7240 have them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from serve.edge.problems import Problem
 
+_RANGES = re.compile(r"bytes=[ \t,]*(?:(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})[ \t]*(?:,[ \t,]*|$))+", re.IGNORECASE)
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 _WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,6})\"?", re.IGNORECASE)
+
+
+def media_type(request: Request) -> str:
+    """That of a body, in small letters and without parameters; empty where Content-Type says none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def best_kind(accept: str, kinds: Sequence[str]) -> str:
@@ -43,6 +52,31 @@ def _weight(media: str, ranges: Sequence[tuple[str, float]]) -> float:
         if found:
             return max(found)
     return 0.0
+
+
+def is_known(header: str, tag: str) -> bool:
+    """Whether an If-None-Match header names the entity tag, weakly compared, or all there are (RFC 9110, 13.1.2)."""
+    known = [each.strip().removeprefix("W/") for each in header.split(",")]
+    return tag.removeprefix("W/") in known or known == ["*"]
+
+
+def satisfiable(header: str, size: int) -> str:
+    """The ranges of a Range header that a file of `size` bytes has, as such a header; empty where the whole is to be
+    sent, because the header is of another unit or not well formed (RFC 9110, 14.2).
+
+    Raises:
+        Problem: 416, it has none of them.
+    """
+    if _RANGES.fullmatch(header) is None:
+        return ""
+    ranges = _RANGE.findall(header)
+    if any(first and last and int(first) > int(last) for first, last in ranges):
+        return ""
+    there = [f"{first}-{last}" for first, last in ranges if (int(first) < size if first else int(last) > 0 and size)]
+    if not there:
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise Problem(416, "no_such_range", f"the file has {size:,} bytes", headers=headers)
+    return f"bytes={','.join(there)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,14 @@ _KINDS: tuple[tuple[type[TroupeError], int, str], ...] = (
     (TroupeError, 500, "failed"),
 )
 _CODES = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-#: An absolute path that is not part of a URL or of a longer word; its last part stays.
-_PATH = re.compile(r"(?<![\w.~/:-])~?/(?:[^\s'\"<>|;,()]*/)*([^\s'\"<>|;,()/]*)")
+#: What a driver says may name the database, its host and its user.
+_STORE = "the database is not there just now, or is full; the service's log has the reason"
+#: A URL, which stays, or an absolute path that is not part of a longer word, of which the last part stays.
+_PATH = re.compile(
+    r"""(\b(?!file:)[a-z][a-z0-9+.-]*://[^\s'"<>/][^\s'"<>]*)"""
+    r"""|(?<![\w.~/-])(?:file:)?~?/(?:[^\s'"<>|;,()]*/)*([^\s'"<>|;,()/]*)""",
+    re.IGNORECASE,
+)
 
 #: An option of the command line, unless in a command that somebody is to type; over HTTP it is a field.
 _OPTION = re.compile(r"`[^`]*`|--([a-z][a-z-]*)")
@@ -136,14 +142,19 @@ def busy(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
     return Problem(status, code, detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
+def again(status: int) -> dict[str, str]:
+    """The headers that say when to try again, for the statuses that may pass."""
+    return {"Retry-After": str(_RETRY_SECONDS)} if status in (429, 503) else {}
+
+
 def problem_of(error: BaseException) -> Problem:
     """The problem that an exception is to a client. What was not raised on purpose tells nothing but that."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, TroupeError):
         status, code = next((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
-        headers = {"Retry-After": str(_RETRY_SECONDS)} if status in (429, 503) else {}
-        return Problem(status, code, _told(error), headers=headers)
+        told = _STORE if isinstance(error, StoreError) and not isinstance(error, StoreBusyError) else _told(error)
+        return Problem(status, code, told, headers=again(status))
     if isinstance(error, ClientDisconnect):
         return Problem(400, "disconnected", "the client went away before its request was complete")
     return Problem(500, "internal", "something went wrong that should not; the log has it under this request id")
@@ -161,7 +172,7 @@ def _told(error: TroupeError) -> str:
 
 def without_paths(text: str) -> str:
     """`text` with absolute paths cut to their last part; URLs stay."""
-    return _PATH.sub(lambda found: found[1], text)
+    return _PATH.sub(lambda found: found[1] or found[2] or "", text)
 
 
 def with_fields(text: str) -> str:
@@ -211,15 +222,14 @@ class Problems:
             await respond(problem, _id(scope))(scope, receive, send)
 
 
-def install(app: FastAPI, *, id_on_answers: bool = True) -> None:
+def install(app: FastAPI) -> None:
     """Every failure of `app` is answered with a problem, with a request id, and its OpenAPI says so.
 
     Args:
         app: before its first request.
-        id_on_answers: see `RequestIds`.
     """
     app.add_middleware(Problems)
-    app.add_middleware(RequestIds, on_answers=id_on_answers)  # the outermost, so that no answer is without an id
+    app.add_middleware(RequestIds)  # the outermost, so that no answer is without an id
     for kind, handler in (
         (Problem, _on_own),
         (TroupeError, _on_own),
@@ -294,6 +304,7 @@ _TEXTS = {
     411: "A body of this size needs Content-Length.",
     413: "Too large.",
     415: "Not a kind of body that is taken here.",
+    416: "The file has no such part; Content-Range says how long it is.",
     422: "The request was read and is not usable; `errors` says where.",
     429: "Too many requests, tasks or uploads; Retry-After says when to try again.",
     500: "A fault of the service.",
@@ -309,6 +320,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         headers: dict[str, Any] = {}
         if status in (429, 503):
             headers["Retry-After"] = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+        if status == 416:
+            headers["Content-Range"] = {"description": "`bytes */LENGTH`.", "schema": {"type": "string"}}
         if status == 401:
             headers["WWW-Authenticate"] = {"description": "`Bearer`.", "schema": {"type": "string"}}
         found[status] = {"description": _TEXTS[status], "content": {MEDIA_TYPE: {"schema": _REF}}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import uuid
 from contextvars import ContextVar
@@ -21,15 +20,10 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 class RequestIds:
     """ASGI middleware: takes a well-formed `X-Request-Id` or makes one, and puts it on the answer.
 
-    Inside a request the id is in `request_id` and in `request.state.request_id`.
+    Inside a request the id is in `request_id` and in `request.state.request_id`."""
 
-    Args:
-        app: what answers.
-        on_answers: False behind Ray Serve's proxy, which gives every request an id and puts it on the answer itself.
-    """
-
-    def __init__(self, app: ASGIApp, on_answers: bool = True) -> None:
-        self._app, self._on_answers = app, on_answers
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,14 +41,6 @@ class RequestIds:
 
         token = request_id.set(chosen)
         try:
-            await self._app(scope, receive, answer if self._on_answers else send)
+            await self._app(scope, receive, answer)
         finally:
             request_id.reset(token)
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives every log record the attribute `request_id`."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True

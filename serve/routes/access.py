@@ -9,6 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 
 from serve.desk import Desk, desk_of
 from serve.edge.auth import BEARER, X_TOKEN, Principal
+from serve.edge.measure import OWNER
 
 
 async def caller(
@@ -22,7 +23,9 @@ async def caller(
         Problem: 401, 403 or 429.
     """
     desk: Desk = request.app.state.desk
-    return await desk.auth(request)
+    principal = await desk.auth(request)
+    setattr(request.state, OWNER, principal.name)
+    return principal
 
 
 Asks = Annotated[Principal, Depends(caller)]

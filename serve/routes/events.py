@@ -7,18 +7,18 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from serve.desk import Desk
 from serve.edge.auth import Principal
 from serve.edge.problems import responses
 from serve.routes.access import Asks, TheDesk
+from serve.routes.held import Held
 from serve.routes.tasks import COMMON, TaskId, found
-from serve.store import Event, StoreError, Task
+from serve.store import Event, StoreError, Task, TaskState
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -68,23 +68,11 @@ async def events(
     if task.state.ended and last_event_id >= task.last_event:
         return Response(status_code=204)  # tells an EventSource not to come again
     with ExitStack() as stack:
-        stack.enter_context(desk.streams.taken(principal.name))
+        stack.enter_context(desk.streams[principal.name].taken(principal.name))
         place = stack.pop_all()
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     stream = _stream(desk, principal, task, last_event_id, request)
-    return _Following(stream, place, media_type="text/event-stream", headers=headers)
-
-
-class _Following(StreamingResponse):
-    """Gives its place back whatever happens: a client that is gone already is sent nothing, not even the first line."""
-
-    def __init__(self, stream: AsyncIterator[str], place: ExitStack, **options: Any) -> None:
-        super().__init__(stream, **options)
-        self._place = place
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._place:
-            await super().__call__(scope, receive, send)
+    return Held(stream, place, media_type="text/event-stream", headers=headers)
 
 
 async def _stream(desk: Desk, principal: Principal, task: Task, last: int, request: Request) -> AsyncIterator[str]:
@@ -98,18 +86,21 @@ async def _stream(desk: Desk, principal: Principal, task: Task, last: int, reque
         for event in new:
             yield _lines(event)
             last, beat = event.number, time.monotonic()
-            if event.kind == "state" and event.data["state"] in ("done", "failed", "cancelled"):
-                return
-        if not new:
+        if not new or _is_end(new[-1]):  # which a retry may have followed since
             seen = await desk.store.get(task.id, principal.name)
             if seen is None or (seen.state.ended and last >= seen.last_event):
                 return
+        if not new:
             if time.monotonic() - beat > _HEARTBEAT_SECONDS:
                 yield ": still there\n\n"
                 beat = time.monotonic()
             await asyncio.sleep(_LOOK_SECONDS)
         if await request.is_disconnected():
             return
+
+
+def _is_end(event: Event) -> bool:
+    return event.kind == "state" and TaskState(event.data["state"]).ended
 
 
 def _lines(event: Event) -> str:

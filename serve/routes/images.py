@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from serve.intake import media_or_problem
 from serve.performers import unless_gone
 from serve.resizing import resized
 from serve.routes.access import Asks, TheDesk
+from serve.routes.held import Held
 from serve.routes.tasks import COMMON
 from serve.schemas import RestageChoices
 
@@ -50,6 +52,7 @@ _BODY = {
     }
 }
 _STATUSES = (400, 406, 408, 411, 413, 415, 422, 507, *COMMON)
+_PIECE_BYTES = 1 << 16
 _GONE = 499  # nobody reads it; the word that web servers use in their logs
 
 Quality = Annotated[int, Query(ge=1, le=100, description="Of JPEG and WebP.", examples=[90])]
@@ -166,47 +169,68 @@ async def _answered(
     alpha: bool,
 ) -> Response:
     kinds = ("png", "webp") if alpha else ("png", "jpeg", "webp")
-    wanted = best_kind(request.headers.get("accept", "*/*"), kinds)
-    with desk.on_demand.taken():
-        image = await _received(desk, principal, request)
+    accept = request.headers.get("accept", "*/*")
+    wanted = best_kind(accept, kinds)
 
-        async def do() -> _Encoded:
-            done = await work(image)
-            kind = wanted or (image.kind if image.kind in kinds else "png")
-            if kind == "jpeg" and done.alpha is not None:
-                if wanted:
-                    raise Problem(406, "not_acceptable", "the image has alpha, which JPEG has not: accept PNG or WebP")
-                kind = "png"
-            body = await asyncio.to_thread(encode_still, done.rgb, done.alpha, kind, quality)
-            return _Encoded(body, kind)
+    async def do(image: Still) -> tuple[bytes, str]:
+        done = await work(image)
+        kind = wanted or (image.kind if image.kind in kinds else "png")
+        if kind == "jpeg" and done.alpha is not None:
+            kind = best_kind(accept, ("png", "webp")) or "png"
+        return await asyncio.to_thread(encode_still, done.rgb, done.alpha, kind, quality), kind
 
-        made = await unless_gone(do, request.is_disconnected)
-    if made is None:
-        return Response(status_code=_GONE)
-    headers = {"Vary": "Accept", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Response(made.body, media_type=f"image/{made.kind}", headers=headers)
+    desk.on_demand.check(principal.name)  # so that nobody sends what would be refused
+    async with _received(desk, principal, request) as path:
+        with ExitStack() as held:
+            held.enter_context(desk.on_demand.taken(principal.name))
+            async with desk.images:
+                if await request.is_disconnected():
+                    return Response(status_code=_GONE)
+                image = await _decoded(desk, path)
+                made = await unless_gone(lambda: do(image), request.is_disconnected)
+            if made is None:
+                return Response(status_code=_GONE)
+            place = held.pop_all()
+    body, kind = made
+    headers = {
+        "Content-Length": str(len(body)),
+        "Vary": "Accept",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Held(_pieces(body), place, media_type=f"image/{kind}", headers=headers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    body: bytes
-    kind: str
-
-
-async def _received(desk: Desk, principal: Principal, request: Request) -> Still:
-    """The image of a request, decoded. Its bytes are on the disk for a moment, like those of every upload."""
+@asynccontextmanager
+async def _received(desk: Desk, principal: Principal, request: Request) -> AsyncIterator[Path]:
+    """The image of a request, as a file for the moment, like those of every upload."""
     folder = await asyncio.to_thread(desk.data.create)
     try:
-        upload = await desk.image_uploads.receive(request, folder.input, desk.auth.quota(principal))
+        quota = desk.auth.quota(principal)
+        upload = await desk.image_uploads.receive(request, folder.input, quota, principal.name)
         if upload.fields:
             raise Problem(422, "invalid", "the form has the image alone; choices are in the query")
-        data = await asyncio.to_thread(upload.files[0].path.read_bytes)
-        async with desk.decoders:
-            return await asyncio.to_thread(desk.stills.decode, data, "the image")
-    except MediaError as error:
-        raise media_or_problem(error) from error
+        yield upload.files[0].path
     finally:
         await asyncio.shield(asyncio.to_thread(desk.data.remove, folder.id))
+
+
+async def _decoded(desk: Desk, path: Path) -> Still:
+    def decode() -> Still:
+        return desk.stills.decode(path.read_bytes(), "the image")
+
+    async with desk.decoders:
+        try:
+            return await asyncio.to_thread(decode)
+        except MediaError as error:
+            raise media_or_problem(error) from error
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """So that the server copies no more of it than the client takes."""
+    whole = memoryview(body)
+    for begin in range(0, len(body), _PIECE_BYTES):
+        yield whole[begin : begin + _PIECE_BYTES]
 
 
 def _batch(image: Still) -> FrameBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,7 +14,7 @@ from jobs.limits import for_short_clips, limits_of
 from serve.desk import Desk
 from serve.edge.auth import Principal
 from serve.edge.negotiation import Preference
-from serve.edge.problems import Problem, responses
+from serve.edge.problems import Problem, again, responses
 from serve.intake import Accepted, Incoming, accept, check_webhook, media_or_problem, parsed, restage_payload
 from serve.payload import INPUT, ON_DEMAND
 from serve.performers import unless_gone
@@ -56,6 +56,7 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
     """The clip is a task like any other, done before those that nobody waits for; it is answered with its result, or,
     when that takes too long, with the task. Longer clips are refused with 413: submit them as tasks."""
     preference = Preference.of(request.headers.get("prefer", ""), desk.service.on_demand_wait_s)
+    wait_s = desk.service.on_demand_wait_s if preference.wait_s is None else preference.wait_s
 
     def make(incoming: Incoming) -> NewTask:
         said = parsed(NewTaskFields, incoming.fields)
@@ -65,17 +66,16 @@ async def restage(request: Request, desk: TheDesk, principal: Asks) -> Response:
             owner=principal.name,
             kind=said.kind,
             payload=payload.model_dump(mode="json"),
-            priority=ON_DEMAND,
+            priority=ON_DEMAND if wait_s else 0,
             webhook=check_webhook(desk, said.webhook),
             upload_bytes=incoming.bytes,
             id=incoming.folder.id,
         )
 
-    with desk.on_demand.taken():
-        done = await accept(desk, principal, request, make, answer_of)
-        wait_s = desk.service.on_demand_wait_s if preference.wait_s is None else preference.wait_s
-        task_id = str(done.answer["id"])
-        ended = await unless_gone(lambda: _ended(desk, principal, task_id, wait_s), request.is_disconnected)
+    if wait_s:
+        desk.on_demand.check(principal.name)  # so that nobody sends what would be refused
+    done = await accept(desk, principal, request, make, answer_of)
+    ended = await _waited(desk, principal, request, str(done.answer["id"]), wait_s)
     headers = {"Preference-Applied": preference.applied} if preference.applied else {}
     if ended is None:
         response: Response = accepted(await _as_it_is(desk, principal, done))
@@ -91,6 +91,21 @@ async def _as_it_is(desk: Desk, principal: Principal, done: Accepted) -> Documen
         if (found := await desk.store.get(str(done.answer["id"]), principal.name)) is not None:
             return answer_of(found)
     return done.answer
+
+
+async def _waited(desk: Desk, principal: Principal, request: Request, task_id: str, seconds: float) -> Task | None:
+    """The task as it ended, None when that takes too long. It is accepted: who gets no place to wait is not told to
+    send it again."""
+    with ExitStack() as place:
+        if seconds:
+            try:
+                place.enter_context(desk.on_demand.taken(principal.name))
+            except Problem:
+                seconds = 0.0
+        ended: Task | None = await unless_gone(
+            lambda: _ended(desk, principal, task_id, seconds), request.is_disconnected
+        )
+    return ended
 
 
 async def _ended(desk: Desk, principal: Principal, task_id: str, seconds: float) -> Task | None:
@@ -118,7 +133,8 @@ async def _answer(desk: Desk, task: Task, request: Request) -> Response:
     error = dict(task.error or {})
     status = int(error.get("status", 500))
     extra = {"task": f"/v1/tasks/{task.id}"}
-    raise Problem(status, str(error.get("code", "failed")), str(error.get("detail", "the task failed")), extra=extra)
+    code, detail = str(error.get("code", "failed")), str(error.get("detail", "the task failed"))
+    raise Problem(status, code, detail, headers=again(status), extra=extra)
 
 
 def _check_short(desk: Desk, incoming: Incoming) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, BinaryIO
+from contextlib import ExitStack
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse
 
 from serve.desk import Desk
+from serve.edge.negotiation import is_known, satisfiable
 from serve.edge.problems import Problem, responses
 from serve.folders import FolderError
 from serve.routes.access import Asks, TheDesk
@@ -25,8 +27,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The result.", "content": {"video/mp4": _BINARY}, "headers": _ETAG},
     206: {"description": "The part that Range asked for.", "content": {"video/mp4": _BINARY}, "headers": _ETAG},
     304: {"description": "It is as it was (If-None-Match)."},
-    416: {"description": "There is no such part."},
-    **responses(400, 404, 409, 410, *COMMON),
+    **responses(404, 409, 410, 416, *COMMON),
 }
 
 
@@ -39,15 +40,15 @@ async def result(task_id: TaskId, request: Request, desk: TheDesk, principal: As
 
 
 async def send_result(desk: Desk, task: Task, request: Request) -> Response:
-    """The result of a task as an answer.
+    """The result of a task as an answer; to a request that did more than ask for it always the whole.
 
     Raises:
-        Problem: 409, it is not done; 410, its file is not kept any more.
+        Problem: 409, it is not done; 410, its file is not kept any more; 416, it has none of the ranges.
     """
     if task.state is not TaskState.DONE or task.result is None:
         raise Problem(409, "not_done", f"the task is {task.state}")
     tag = f'"{task.result["sha256"]}"'
-    if tag in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):
+    if request.method in ("GET", "HEAD") and is_known(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers={"ETag": tag})
     try:
         file = await asyncio.to_thread(desk.data.open_result, task.id, str(task.result["file"]))
@@ -59,16 +60,24 @@ async def send_result(desk: Desk, task: Task, request: Request) -> Response:
         "X-Content-Type-Options": "nosniff",
         "Content-Disposition": f'inline; filename="{task.id}.mp4"',
     }
-    return _response(file, str(task.result["media_type"]), headers)
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        about = os.fstat(file.fileno())
+        _keep_ranges(request, tag, about.st_size)
+        # By its descriptor: it was opened without following links, and is sent to its end though it is removed
+        # meanwhile.
+        return FileResponse(
+            f"/proc/self/fd/{file.fileno()}",
+            media_type=str(task.result["media_type"]),
+            headers=headers,
+            stat_result=about,
+            background=BackgroundTask(stack.pop_all().close),
+        )
 
 
-def _response(file: BinaryIO, media_type: str, headers: dict[str, str]) -> FileResponse:
-    """By its descriptor: it was opened without following links, and is sent to its end though it is removed
-    meanwhile."""
-    return FileResponse(
-        f"/proc/self/fd/{file.fileno()}",
-        media_type=media_type,
-        headers=headers,
-        stat_result=os.fstat(file.fileno()),
-        background=BackgroundTask(file.close),
-    )
+def _keep_ranges(request: Request, tag: str, size: int) -> None:
+    """Leaves of a request's Range what is to be obeyed, for `FileResponse`, which takes other forms for errors."""
+    asked, on_condition = request.headers.get("range", ""), request.headers.get("if-range", tag)
+    kept = satisfiable(asked, size) if request.method == "GET" and on_condition == tag else ""
+    others = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    request.scope["headers"] = [*others, (b"range", kept.encode())] if kept else others

@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse
 
 from serve.desk import Desk
 from serve.edge.auth import Principal
+from serve.edge.negotiation import media_type
 from serve.edge.problems import Problem, responses
 from serve.folders import TaskFolder
-from serve.intake import JSON, Incoming, accept, media_type, parsed, restage_payload
+from serve.intake import JSON, Incoming, accept, parsed, restage_payload
 from serve.payload import INPUT
 from serve.routes.access import Asks, TheDesk
 from serve.routes.tasks import COMMON, IDEMPOTENCY, found

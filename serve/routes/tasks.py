@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from serve.desk import Desk
 from serve.edge.auth import Principal
+from serve.edge.negotiation import is_known
 from serve.edge.problems import Problem, busy, responses
 from serve.intake import Incoming, accept, check_webhook, parsed, restage_payload
 from serve.payload import INPUT
@@ -151,7 +152,7 @@ async def task(task_id: TaskId, request: Request, desk: TheDesk, principal: Asks
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if not seen.state.ended:
         headers["Retry-After"] = str(_POLL_SECONDS)
-    if tag in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):
+    if is_known(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
@@ -176,14 +177,13 @@ async def cancel(
     if purge:
         await _purge(desk, principal, await found(desk, principal, task_id))
         return Response(status_code=204)
-    before = await found(desk, principal, task_id)
-    if before.state.ended and before.state is not TaskState.CANCELLED:
-        raise Problem(409, "ended", f"the task is {before.state} already; `purge=true` removes it")
-    after = await desk.store.request_cancel(task_id, principal.name)
+    after = await desk.store.request_cancel(task_id, principal.name) if is_id(task_id) else None
     if after is None:
         raise missing()
     if after.state is TaskState.CANCELLED:
         await remove_files(desk, task_id)
+    elif after.state.ended:
+        raise Problem(409, "ended", f"the task is {after.state} already; `purge=true` removes it")
     view = await view_of(desk, after)
     return JSONResponse(view.model_dump(mode="json"), 200 if after.state.ended else 202)
 

@@ -17,7 +17,7 @@ Document = Mapping[str, Any]
 """Anything that JSON can say, by name."""
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?")
+OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?")
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 MAX_URL = 2048
 MAX_PRIORITY = 1000
@@ -76,7 +76,7 @@ class NewTask:
 
     def __post_init__(self) -> None:
         # Databases compare trailing blanks and some characters each in their own way; plain names have no such doubles.
-        for value, form, thing in ((self.owner, _NAME, "owner"), (self.kind, _KIND, "kind"), (self.id, _ID, "id")):
+        for value, form, thing in ((self.owner, OWNER, "owner"), (self.kind, _KIND, "kind"), (self.id, _ID, "id")):
             if form.fullmatch(value) is None:
                 raise UsageError(f"{thing} {value[:80]!r}", f"is not of the form {form.pattern}")
         if len(self.webhook) > MAX_URL or not self.webhook.isascii() or "\0" in self.webhook:

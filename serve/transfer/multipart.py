@@ -14,7 +14,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _BOUNDARY = re.compile(rb"[ -~]{1,70}")  # RFC 2046 allows 70 characters, and fewer kinds of them than this
-_LONGEST_NAME = 200
+_LONGEST_NAME = 200  # of a field
+_LONGEST_SHOWN = 100
 
 
 class MultipartError(Exception):
@@ -139,7 +140,8 @@ def _text(raw: bytes) -> str:
 
 
 def shown_name(name: str) -> str:
-    """A client's file name for display: its last part, without control characters, not too long. Never a path."""
+    """A client's name of a file for display: its last part, printable, not too long. Never a path."""
     last = re.split(r"[/\\]", name)[-1]
-    # Categories C: control characters, direction marks, surrogates; what would alter a log or a terminal.
-    return "".join(c for c in last if unicodedata.category(c)[0] != "C")[:_LONGEST_NAME]
+    # Categories C and Z: control characters, direction marks, surrogates, odd blanks; they alter a log or a terminal.
+    shown = "".join(c for c in last if unicodedata.category(c)[0] not in "CZ" or c == " ")
+    return shown.strip()[:_LONGEST_SHOWN]

@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.requests import Request
 
+from serve.edge.admission import Places
 from serve.edge.auth import UploadQuota
-from serve.edge.problems import Problem, busy
+from serve.edge.negotiation import media_type
+from serve.edge.problems import Problem
 from serve.transfer.multipart import Data, End, MultipartBody, MultipartError, Part
 from serve.transfer.pace import Pace, Patience, TooSlowError
 from serve.transfer.spool import Spool, Spooled
@@ -87,13 +89,20 @@ class Uploads:
     Args:
         limits: see there.
         write: how files are written; for tests of slow disks.
+        shared: see `Places`.
     """
 
-    def __init__(self, limits: UploadLimits, write: Callable[[int, memoryview], int] = os.write) -> None:
+    def __init__(
+        self, limits: UploadLimits, write: Callable[[int, memoryview], int] = os.write, *, shared: bool = False
+    ) -> None:
         self.limits, self._write = limits, write
-        self._receiving = 0
+        self._places = Places(
+            limits.at_once, "too_many_uploads", "uploads are being received", shared=shared, seconds=_BUSY_SECONDS
+        )
 
-    async def receive(self, request: Request, folder: Path, quota: UploadQuota | None = None) -> Upload:
+    async def receive(
+        self, request: Request, folder: Path, quota: UploadQuota | None = None, owner: str = ""
+    ) -> Upload:
         """The body of `request`, multipart/form-data or a file as it is, as files in `folder`.
 
         After any failure, also a cancelled request, no file of it is left.
@@ -101,6 +110,7 @@ class Uploads:
         Args:
             folder: exists, and has no file whose name begins with `input-`.
             quota: where the bytes count.
+            owner: who sends it.
 
         Raises:
             Problem: 400 not multipart as it should be, 408 too slow, 411 no length, 413 too large, 415 not a file,
@@ -109,7 +119,7 @@ class Uploads:
             SpoolError: the disk would not take it (507 as a problem).
             ClientDisconnect: the client went away.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request)
         if kind in _NO_FILES:
             raise Problem(415, "not_a_file", f"{kind} is no file: send multipart/form-data, or the file as the body")
         announced = self._announced(request)
@@ -117,7 +127,7 @@ class Uploads:
             quota.check(announced or 0)
         if (announced or 0) + self.limits.free_bytes > shutil.disk_usage(folder).free:
             raise Problem(507, "disk_full", "there is no room for this file just now")
-        with self._place():
+        with self._places.taken(owner):
             pieces = self._pieces(request, announced, quota)
             if kind != "multipart/form-data":
                 return await self._raw(pieces, folder)
@@ -137,25 +147,14 @@ class Uploads:
     def _too_large(self) -> Problem:
         return Problem(413, "too_large", f"the body is over the limit of {self.limits.max_bytes:,} bytes")
 
-    def check_place(self, request: Request) -> None:
+    def check_place(self, request: Request, owner: str) -> None:
         """Refuses a body of files before anything is done for it while so many are received that it would be refused.
 
         Raises:
             Problem: 429.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in _NO_FILES and self._receiving >= self.limits.at_once:
-            raise busy("too_many_uploads", f"{self._receiving} uploads are being received already", _BUSY_SECONDS)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._receiving >= self.limits.at_once:
-            raise busy("too_many_uploads", f"{self._receiving} uploads are being received already", _BUSY_SECONDS)
-        self._receiving += 1
-        try:
-            yield
-        finally:
-            self._receiving -= 1
+        if media_type(request) not in _NO_FILES:
+            self._places.check(owner)
 
     async def _pieces(self, request: Request, announced: int | None, quota: UploadQuota | None) -> AsyncIterator[bytes]:
         pace, stream, came = Pace(self.limits.patience), request.stream(), 0

@@ -98,6 +98,17 @@ def test_many_slow_bodies_keep_nobody_else_from_submitting(here: Live) -> None:
             connection.close()
 
 
+def test_image_that_comes_slowly_takes_no_place_of_those_that_are_worked_on(here: Live) -> None:
+    before = here.folders()
+    with here.connect() as slow:
+        slow.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n-")
+        while not here.desk.image_uploads._places._taken:
+            time.sleep(0.01)
+        assert not here.desk.on_demand._taken
+    while here.desk.image_uploads._places._taken or here.folders() != before:
+        time.sleep(0.01)
+
+
 def test_files_that_take_long_to_look_at_hold_up_nobody_else(here: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object) -> None:
         time.sleep(3)

@@ -246,9 +246,9 @@ def test_event_streams_whose_clients_go_at_once_hold_no_place(here: Live, one: s
         with here.connect() as connection:
             connection.sendall(f"GET /v1/tasks/{one}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     deadline = time.monotonic() + 10
-    while here.desk.streams._taken and time.monotonic() < deadline:
+    while here.desk.streams["local"]._taken and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not here.desk.streams._taken
+    assert not here.desk.streams["local"]._taken
     assert lingering(here) == 0
 
 

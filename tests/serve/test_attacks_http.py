@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
+from urllib.request import urlopen
 
 import pytest
 
@@ -123,6 +126,30 @@ def test_connection_that_says_nothing_or_too_slowly_is_closed(here: Live, monkey
     assert lingering(here) == 0
 
 
+def test_client_that_takes_no_answers_is_cut_off_and_one_that_takes_them_slowly_is_not(
+    here: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections.Connection, "stall_seconds", 0.15)
+    script = re.search(r'src="(/[^"]+)"', here.ask("GET", "/docs").text)
+    assert script is not None
+    with urlopen(here.url + script[1]) as answer:
+        count, size = 10, len(answer.read())
+    asked = f"GET {script[1]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * count
+    with here.connect(10) as silent, here.connect(10) as slow:
+        for connection in (silent, slow):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+            connection.sendall(asked)
+        began, came = time.monotonic(), 0
+        while came < count * size:
+            piece = slow.recv(1 << 18)
+            assert piece, f"cut off after {came} bytes"
+            came += len(piece)
+            time.sleep(0.02)
+        assert time.monotonic() - began > 4 * 0.15, "it took long enough to have been cut off"
+        assert lingering(here) == 1, "the slow one alone is still there"
+        assert len(received(silent)) < count * size
+
+
 def test_body_that_nobody_wants_is_not_read_for_ever(here: Live) -> None:
     head = b"POST /no/such/path HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with here.connect(10) as endless:
@@ -134,6 +161,11 @@ def test_body_that_nobody_wants_is_not_read_for_ever(here: Live) -> None:
                 endless.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
                 time.sleep(0.01)
         assert time.monotonic() - began < 5
+
+
+def test_address_of_a_stranger_is_that_of_the_connection(guarded: Live) -> None:
+    assert guarded.ask("GET", "/v1/tasks", headers={"X-Forwarded-For": "9.9.9.9"}).status == 401
+    assert set(guarded.desk.auth._strangers) == {"127.0.0.1"}
 
 
 def test_requests_sent_far_ahead_end_the_connection(here: Live, one: str) -> None:

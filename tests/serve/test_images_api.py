@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import cv2
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import ClusterError
+from serve.edge.auth import Principal, Tokens
 from serve.edge.negotiation import Preference, best_kind
 from serve.edge.problems import Problem
 from serve.performers import unless_gone
@@ -63,6 +67,12 @@ def test_matte_has_alpha_and_no_jpeg(here: Service) -> None:
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
 
 
+def test_image_with_alpha_has_the_next_type_that_accept_takes_after_jpeg(here: Service) -> None:
+    clear, url = encoded(np.zeros((48, 64, 4), np.uint8), ".png"), "/v1/upscale?upscale=lanczos&scale=1"
+    assert post(here, url, clear, accept="image/jpeg, image/png;q=0.5").headers["content-type"] == "image/png"
+    assert post(here, url, clear, accept="image/jpeg").status_code == 406
+
+
 def test_green_screen_is_keyed_without_a_pin(here: Service) -> None:
     picture = np.full((48, 64, 3), (0, 177, 64), np.uint8)
     picture[16:32, 24:40] = 200
@@ -107,10 +117,36 @@ def test_pin_that_is_not_there_is_said_so(here: Service) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_more_than_so_many_at_once_are_told_to_come_again(tmp_path: Path) -> None:
-    with service(tmp_path, on_demand_at_once=1) as here, here.desk.on_demand.taken():
-        answer = post(here, "/v1/upscale")
-        assert (answer.status_code, answer.json()["code"]) == (429, "busy")
+def test_more_than_so_many_at_once_are_told_to_come_again_and_no_token_has_all_places(tmp_path: Path) -> None:
+    known = {hashlib.sha256(name.encode()).digest(): Principal(name) for name in ("a", "b")}
+    with service(tmp_path, tokens=Tokens(known), on_demand_at_once=2) as here, here.desk.on_demand.taken("a"):
+        url = "/v1/upscale?upscale=lanczos"
+        refused, answer = post(here, url, x_token="a"), post(here, url, x_token="b")
+        assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+        assert answer.status_code == 200
+
+
+def test_image_that_waits_lies_on_the_disk(here: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.desk.images, "_value", 0)
+    read: list[Path] = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or PNG)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(post, here, "/v1/upscale?upscale=lanczos&scale=2")
+        while not here.desk.on_demand._taken.total():
+            time.sleep(0.01)
+        (folder,) = here.folders()
+        path = here.desk.data.of(folder).input / "input-0"
+        wait([waiting], 0.1)
+        assert path.exists()
+        assert read == []
+
+        async def free() -> None:
+            here.desk.images.release()
+
+        here.run(free)
+        assert waiting.result(30).status_code == 200
+    assert read == [path]
+    assert here.folders() == []
 
 
 def test_work_ends_when_its_client_is_gone() -> None:

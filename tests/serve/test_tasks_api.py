@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from serve.edge.auth import Principal, Tokens
+from serve.logs import JsonLines
 from serve.store import Store, StoreBusyError, StoreError, Task, TaskState
 from tests.images import encoded
 from tests.serve.service import MADE, Service, service
@@ -222,10 +224,26 @@ def test_queued_task_is_cancelled_at_once_with_its_files_and_a_running_one_is_as
     assert here.run(here.desk.store.heartbeat, claim).cancel
 
 
+def test_task_that_ends_just_before_it_is_cancelled_is_not_called_cancelled(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, store = submitted(here), here.desk.store
+    claim, cancel = here.claim(), store.request_cancel
+
+    async def late(*arguments: str) -> Task | None:
+        assert await store.finish(claim, TaskState.DONE)
+        return await cancel(*arguments)
+
+    monkeypatch.setattr(store, "request_cancel", late)
+    answer = here.client.delete(f"/v1/tasks/{task_id}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "ended")
+
+
 def test_ended_task_is_removed_only_when_asked_for(here: Service) -> None:
     submitted(here)
     done = here.finish()
-    assert here.client.delete(f"/v1/tasks/{done}").status_code == 409
+    refused = here.client.delete(f"/v1/tasks/{done}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "ended")
     assert here.client.delete(f"/v1/tasks/{done}", params={"purge": "true"}).status_code == 204
     assert here.client.get(f"/v1/tasks/{done}").status_code == 404
     assert here.folders() == []
@@ -272,10 +290,39 @@ def test_result_is_sent_whole_in_parts_and_not_again(here: Service) -> None:
     assert (part.status_code, part.content) == (206, MADE[1000:2000])
     changed = here.client.get(url, headers={"Range": "bytes=1000-1999", "If-Range": '"other"'})
     assert (changed.status_code, changed.content) == (200, MADE)
-    assert here.client.get(url, headers={"Range": "bytes=99999-"}).status_code == 416
-    assert here.client.get(url, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
-    head = here.client.head(url)
+    for known in (whole.headers["etag"], f'"other", W/{whole.headers["etag"]}', "*"):
+        assert here.client.get(url, headers={"If-None-Match": known}).status_code == 304
+    head = here.client.head(url, headers={"Range": "bytes=0-9"})
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(MADE)), b"")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "begin"),
+    [
+        ("bytes=-10", 206, MADE[-10:]),
+        ("bytes = 0-9", 200, MADE),
+        ("bytes=0-9,99999-", 206, MADE[:10]),
+        ("bytes=99999-", 416, b""),
+        ("bytes=-0", 416, b""),
+        ("bytes=9-0", 200, MADE),
+        ("bytes=0-9,9-0", 200, MADE),
+        ("bytes=", 200, MADE),
+        ("bytes=-", 200, MADE),
+        ("bytes=a-b", 200, MADE),
+        ("bytes=0-9,x", 200, MADE),
+        ("frames=0-9", 200, MADE),
+        (f"bytes={'9' * 5000}-", 200, MADE),
+        ("nonsense", 200, MADE),
+    ],
+)
+def test_range_is_obeyed_or_ignored_as_the_standard_says(here: Service, asked: str, status: int, begin: bytes) -> None:
+    submitted(here)
+    answer = here.client.get(f"/v1/tasks/{here.finish()}/result", headers={"Range": asked})
+    assert answer.status_code == status
+    if status == 416:
+        assert (answer.json()["code"], answer.headers["content-range"]) == ("no_such_range", f"bytes */{len(MADE)}")
+    else:
+        assert answer.content == begin
 
 
 def test_result_whose_file_is_gone_or_a_link_is_gone(here: Service, tmp_path: Path) -> None:
@@ -302,6 +349,15 @@ def test_events_are_told_from_the_last_one_seen_until_the_task_ends(here: Servic
     assert [line for line in later.splitlines() if line.startswith("id: ")] == ["id: 3"]
     assert here.client.get(url, headers={"Last-Event-ID": "3"}).status_code == 204
     assert here.client.get(url, headers={"Last-Event-ID": "x"}).status_code == 422
+
+
+def test_events_of_a_task_that_was_tried_again_go_on_behind_its_failure(here: Service) -> None:
+    task_id = submitted(here)
+    here.run(here.desk.store.finish, here.claim(), TaskState.FAILED, error={"code": "failed", "detail": "…"})
+    assert here.client.post(f"/v1/tasks/{task_id}/retry").status_code == 202
+    here.finish()
+    text = here.client.get(f"/v1/tasks/{task_id}/events").text
+    assert re.findall(r'"state": "(\w+)"', text) == ["queued", "running", "failed", "queued", "running", "done"]
 
 
 def test_tasks_of_others_do_not_exist(tmp_path: Path) -> None:
@@ -360,10 +416,36 @@ def test_event_streams_of_a_token_are_limited(here: Service) -> None:
     task_id = submitted(here)
     with ExitStack() as others:
         for _ in range(here.desk.service.events_per_token):
-            others.enter_context(here.desk.streams.taken("local"))
+            others.enter_context(here.desk.streams["local"].taken("local"))
         assert here.client.get(f"/v1/tasks/{task_id}/events").status_code == 429
     here.finish()
     assert here.client.get(f"/v1/tasks/{task_id}/events").status_code == 200
+
+
+def test_log_has_a_line_for_each_request_and_each_task_that_is_accepted(
+    here: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "serve")
+    caplog.handler.setFormatter(JsonLines())
+    mine = {"X-Request-Id": "mine"}
+    task_id = here.client.post("/v1/tasks", files=FORM, headers=mine).json()["id"]
+    here.client.get(f"/v1/tasks/{task_id}", headers=mine)
+    here.client.get("/wp-login.php", headers=mine)
+    for path in ("/healthz", "/readyz"):
+        here.client.get(path)
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    assert [(line["message"], line["request_id"]) for line in lines] == [
+        ("accepted", "mine"),
+        *[("answered", "mine")] * 3,
+    ]
+    assert (lines[0]["task_id"], lines[0]["owner"]) == (task_id, "local")
+    names = ("owner", "method", "route", "status")
+    assert [tuple(line.get(name) for name in names) for line in lines[1:]] == [
+        ("local", "POST", "/v1/tasks", 202),
+        ("local", "GET", "/v1/tasks/{task_id}", 200),
+        (None, "GET", "other", 404),
+    ]
+    assert all(0 <= line["seconds"] < 30 for line in lines[1:])
 
 
 def test_older_contract_is_kept_to_the_letter(here: Service) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import pickle
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import trustme
 
 from cluster.errors import Exit, UsageError
 from serve.client import Client
+from serve.client.asking import AgainError, Asker
 from serve.client.refusals import ServiceError, ServiceUsageError
 from serve.edge.auth import Principal, Tokens
 from serve.store import TaskState
@@ -153,8 +155,8 @@ def test_patience_ends_and_says_that_the_task_goes_on(tmp_path: Path, clip: Path
             with pytest.raises(ServiceError, match=r"broke the connection off.*tasks that it accepted go on"):
                 other.wait(task.id)
             assert time.monotonic() - began < 20
-        with pytest.raises(ServiceError, match=r"has not ended within 0 s; it goes on") as late:
-            studio.wait(task.id, seconds=0)
+        with pytest.raises(ServiceError, match=r"has not ended within 0.1 s; it goes on") as late:
+            studio.wait(task.id, seconds=0.1)
         assert late.value.code == "still_running"
 
 
@@ -180,6 +182,44 @@ def test_pause_beyond_patience_is_told_instead_of_slept(tmp_path: Path) -> None:
         list(studio.tasks())
         with pytest.raises(ServiceError, match=r"more requests than this token may send; try again in 1\d\d s|2 min"):
             list(studio.tasks())
+
+
+def refusing(code: str, pause: float, times: int) -> Callable[[], Awaitable[str]]:
+    """An attempt that is refused so often."""
+    left = [AgainError("is full", pause=pause, refusal=ServiceError("s", "is full", code=code))] * times
+
+    async def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    return attempt
+
+
+@pytest.mark.parametrize(("code", "waited_for"), [("task_quota", True), ("queue_full", True), ("rate_limit", False)])
+def test_server_that_is_full_is_waited_for_with_spread_pauses_and_one_that_is_away_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, code: str, waited_for: bool
+) -> None:
+    pauses: list[float] = []
+    told: list[str] = []
+
+    async def slept(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("serve.client.asking.asyncio.sleep", slept)
+    monkeypatch.setattr("serve.client.asking.time.monotonic", lambda: 100.0 + sum(pauses))
+    asker = Asker("http://127.0.0.1:1", "", 9, told.append)
+    asker._met = True
+    if not waited_for:
+        with pytest.raises(ServiceError, match="is full"):
+            asyncio.run(asker.persist(refusing(code, 1, 9)))
+        assert told == ["http://127.0.0.1:1: is full; asked again for up to 9 s"]
+        return
+    assert asyncio.run(asker.persist(refusing(code, 1, 9))) == "done"
+    assert told == ["http://127.0.0.1:1: is full; asked again until there is room"]
+    least = [1, 1, 2, 4, 8, 10, 10, 10, 10]
+    assert all(low <= pause <= 1.25 * low for low, pause in zip(least, pauses, strict=True))
+    assert pauses != least
 
 
 def test_broken_download_goes_on_where_it_broke(here: Running, clip: Path, tmp_path: Path) -> None:

@@ -159,9 +159,13 @@ def test_forwarding_headers_do_not_make_another_stranger(tokens: Tokens) -> None
         ("http://127.0.0.1:8000", {"origin": "http://127.0.0.1:9000"}, 403),
         ("http://127.0.0.1:8000", {"sec-fetch-site": "cross-site"}, 403),
         ("http://127.0.0.1:8000", {"sec-fetch-site": "same-site"}, 403),
+        ("http://127.0.0.1:8000", {"x-forwarded-for": "127.0.0.1"}, 403),
+        ("http://127.0.0.1:8000", {"x-forwarded-proto": "https"}, 403),
+        ("http://127.0.0.1:8000", {"forwarded": "for=127.0.0.1"}, 403),
+        ("http://127.0.0.1:8000", {"via": "1.1 proxy"}, 403),
     ],
 )
-def test_without_tokens_only_this_machine_asks_and_no_page_of_another_site(
+def test_without_tokens_only_this_machine_asks_and_no_proxy_nor_page_of_another_site(
     base: str, headers: dict[str, str], status: int
 ) -> None:
     answer = served(None, Clock(), base).post("/who", headers=headers)
@@ -202,6 +206,7 @@ HASH = sha256(GOOD)
         (f"- {{name: a, sha256: {HASH[:-1]}}}", "sha256"),
         (f"- {{name: a, token: {GOOD}}}", "Extra inputs"),
         (f"- {{name: 'a b', sha256: {HASH}}}", "name"),
+        (f"- {{name: studio-, sha256: {HASH}}}", "name"),  # the store takes no such owner
         (f"- {{name: a, sha256: {HASH}, queued: 0}}", "queued"),
         ("- {name: a, token_env: NONE}", "NONE is not set"),
         ("- {name: a, token_env: SHORT}", "SHORT is too short"),

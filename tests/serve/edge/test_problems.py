@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +16,9 @@ from starlette.testclient import TestClient
 
 from cluster.errors import ClusterError, JobError, MediaError, RoomError, TroupeError, UsageError, WeightsError
 from serve.edge.problems import MEDIA_TYPE, FieldProblem, Problem, busy, install, problem_of, responses, without_paths
-from serve.edge.request_id import RequestIdFilter, request_id
+from serve.edge.request_id import request_id
+from serve.logs import JsonLines
+from serve.store.errors import StoreBusyError, StoreError
 from serve.transfer.addresses import RefusedURLError
 from serve.transfer.fetch import FetchError
 from serve.transfer.spool import SpoolError, TooLargeError
@@ -30,9 +31,9 @@ class Body(BaseModel):
     inner: dict[str, int] = {}
 
 
-def app(*, id_on_answers: bool = True) -> FastAPI:
+def app() -> FastAPI:
     app = FastAPI()
-    install(app, id_on_answers=id_on_answers)
+    install(app)
 
     @app.get("/own")
     async def own() -> None:
@@ -102,12 +103,12 @@ def test_headers_of_a_problem_are_sent(client: TestClient) -> None:
 
 
 def test_unexpected_error_is_in_the_log_under_the_id(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(RequestIdFilter())
+    caplog.handler.setFormatter(JsonLines())
     answer = client.get("/crash", headers={"x-request-id": "abc.1"})
     assert answer.json()["request_id"] == "abc.1"
-    (record,) = [record for record in caplog.records if record.name == "serve.edge.problems"]
-    assert record.exc_info is not None
-    assert vars(record)["request_id"] == "abc.1"
+    (line,) = [line for line in map(json.loads, caplog.text.splitlines()) if line["logger"] == "serve.edge.problems"]
+    assert line["request_id"] == "abc.1"
+    assert "crashed" in line["trace"]
 
 
 def test_failure_after_the_answer_began_breaks_it_off(client: TestClient) -> None:
@@ -126,12 +127,6 @@ def test_id_is_known_inside_the_request_only(client: TestClient) -> None:
     answer = client.post("/body", json={"upscale": 1}, headers={"x-request-id": "mine"})
     assert answer.json() == {"id": "mine"}
     assert request_id.get() == ""
-
-
-def test_behind_a_proxy_that_puts_ids_on_answers_there_is_no_second_one() -> None:
-    answer = TestClient(app(id_on_answers=False)).get("/none", headers={"x-request-id": "from-proxy"})
-    assert "x-request-id" not in answer.headers
-    assert answer.json()["request_id"] == "from-proxy"
 
 
 def test_invalid_request_says_where_and_repeats_nothing(client: TestClient) -> None:
@@ -173,6 +168,15 @@ def test_each_error_has_its_status_and_code(error: Exception, status: int, code:
     assert "\n" not in problem.detail
 
 
+def test_error_of_the_database_tells_nothing_of_it() -> None:
+    secret = StoreError("database", "mysql+aiomysql://user:pw@db.internal/troupe: (2003, \"no connection to 'db'\")")
+    problem = problem_of(secret)
+    assert (problem.status, problem.code, problem.headers) == (503, "store", {"Retry-After": "5"})
+    assert "db" not in problem.detail
+    busy_one = problem_of(StoreBusyError("database", "is asked for more than it answers"))
+    assert (busy_one.status, busy_one.detail) == (429, "database: is asked for more than it answers")
+
+
 def test_body_of_a_problem_can_be_kept_with_a_task() -> None:
     problem = Problem(
         422, "x", "y", errors=[FieldProblem(where="body", pointer="/a", detail="d")], extra={"message": "m"}
@@ -199,6 +203,12 @@ def test_body_of_a_problem_can_be_kept_with_a_task() -> None:
         ("https://host/a/b.mp4 answers", "https://host/a/b.mp4 answers"),
         ("1/2 and a/b", "1/2 and a/b"),
         ("/srv/", ""),
+        ("cannot open:/srv/a/b.mp4", "cannot open:b.mp4"),
+        ("read file:/srv/a/b.mp4", "read b.mp4"),
+        ("read file:///srv/a/b.mp4", "read b.mp4"),
+        ("file://localhost/srv/b.mp4", "b.mp4"),
+        ("//srv/a/b.mp4", "b.mp4"),
+        ("sqlite:////srv/data/troupe.db is locked", "sqlite:troupe.db is locked"),
     ],
 )
 def test_paths_are_cut_to_their_last_part(text: str, told: str) -> None:
@@ -243,9 +253,3 @@ def test_everything_but_the_ray_part_imports_without_ray() -> None:
     imports = ", ".join(f"serve.{name}" for name in modules)
     code = f"import {imports}, sys; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-def test_logging_filter_outside_of_a_request_gives_an_empty_id() -> None:
-    record = logging.LogRecord("n", logging.INFO, "f", 1, "m", (), None)
-    assert RequestIdFilter().filter(record)
-    assert vars(record)["request_id"] == ""
