@@ -128,7 +128,8 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             logging_level="ERROR",
             log_to_driver=False,
             runtime_env={"worker_process_setup_hook": install},
-            _system_config=FREE_OBJECTS,
+            # Workers that are started ahead have none of this environment, so nobody takes them.
+            _system_config={**FREE_OBJECTS, "prestart_worker_first_driver": False},
         )
         found = ray.cluster_resources()
         yield Session(

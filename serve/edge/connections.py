@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import resource
+import socket
 import struct
 import termios
 from typing import Any
@@ -55,6 +56,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Else the end of a short answer may wait 40 ms for the client's word; asyncio sees to it for some sockets only.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(0)  # so that `pause_writing` tells of all that the client has yet to take
         self._begin_waiting()
 

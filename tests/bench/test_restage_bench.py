@@ -79,7 +79,9 @@ def check_graph(row: Row) -> None:
 CHECKS = {"c": check_graph, "a": check_networks, "b": check_recipe}
 
 
-def test_memory_covers_driver_ray_and_lane(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_memory_covers_driver_ray_and_lane(tmp_path: Path, soak_count: SoakCount) -> None:
+    soak_count(0, 1)
     write_clip(tmp_path / "clip.mp4", 120, (640, 480))
     choices = ["--preset", "draft", "--background", "#20405f", "--lanes", "1", "-o", str(tmp_path / "out")]
     found = measure_job([str(tmp_path / "clip.mp4"), *choices], {}, settle=0)

@@ -131,7 +131,7 @@ def test_every_accepted_task_is_done_once_whatever_is_killed(
         pytest.skip("other databases than SQLite are part of `make soak`")
     url = "" if kind == "sqlite" else servers.fresh(kind)
     secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
-    sources = [write_dancer(tmp_path / f"{i}.mp4", first=10 * i) for i in range(CLIPS)]
+    sources = [write_dancer(tmp_path / f"{i}.mp4", seconds=1, first=10 * i) for i in range(CLIPS)]
     with WebServer(lambda request: answer(request, b"thanks")) as receiver:
         settings = {
             "database": url,

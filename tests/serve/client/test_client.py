@@ -99,7 +99,7 @@ def test_submission_whose_answer_was_lost_makes_one_task(here: Running, clip: Pa
 def test_proxy_that_forgets_the_word_to_send_is_sent_to_without(
     here: Running, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.client.asking._WORD_SECONDS", 0.3)
+    monkeypatch.setattr("serve.client.asking._WORD_SECONDS", 2.0)
     with Wire(here.port, drops=b"Expect: 100-continue\r\n") as wire, client(wire.url) as studio:
         studio.submit(clip)
         studio.submit(clip)
