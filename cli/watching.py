@@ -52,10 +52,8 @@ class Watch(Display):
 
     def interrupted(self) -> None:
         """The last line of a command that was interrupted: what goes on without it, and how to see its end."""
-        self._console.show_cursor(True)
         going = how_to_go_on(self.server, list(self.going), self.output) if self.going else "no task is under way"
-        self.note(f"interrupted; {going}")
-        self._out.flush()
+        self.last_word(f"interrupted; {going}")
 
     def left_alone(self) -> None:
         """After an error: what goes on all the same."""

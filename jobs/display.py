@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -63,10 +64,15 @@ class Display:
             self._console.print(text, markup=False)
 
     def interrupted(self) -> None:
-        """The last line of a job that was interrupted; the terminal is left as it was found."""
-        self._console.show_cursor(True)
-        self.note("interrupted; run the same command again to go on where it stopped")
-        self._out.flush()
+        """The last line of a job that was interrupted."""
+        self.last_word("interrupted; run the same command again to go on where it stopped")
+
+    def last_word(self, text: str) -> None:
+        """A note past all buffers, for a signal comes while they are being filled too; the terminal is left as it was
+        found."""
+        line = json.dumps({"event": "note", "text": text}) if self.mode == "json" else text
+        below_the_bars = "\n\x1b[?25h" if self.mode == "bars" else ""  # and the cursor, which they hide
+        os.write(self._out.fileno(), f"{below_the_bars}{line}\n".encode())
 
     def failed(self, name: str, error: str) -> None:
         """An input that ended in an error; listed again by `summary`."""

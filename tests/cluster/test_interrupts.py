@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.command import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +46,27 @@ with ending_everything(lambda: print("farewell", flush=True)):
             return True
 
     wait_until(has_ended, "the child to be taken away", 30)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("lines", ["interrupted"]), ("bars", ["", "\x1b[?25hinterrupted"])])
+def test_last_word_is_said_when_the_interrupt_comes_in_the_midst_of_a_line(mode: str, said: list[str]) -> None:
+    script = f"""
+import os, signal
+from rich.console import Console
+from cluster.interrupts import ending_everything
+from jobs.display import Display
+
+class Interrupting:
+    def write(self, text):
+        os.kill(os.getpid(), signal.SIGINT)
+    def flush(self):
+        pass
+
+display = Display({mode!r})
+display._console = Console(file=Interrupting())
+with ending_everything(lambda: display.last_word("interrupted")):
+    display.note("a line")
+    print("went on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.splitlines()) == (130, said)
