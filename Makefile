@@ -31,15 +31,16 @@ demo: $(VENV)/installed ## restage a green-screen clip that is drawn on the spot
 install: $(VENV)/installed ## make .venv with the troupe command in it
 	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
 
-# In three processes, because the tests that need a Ray mostly wait: for processes to start, and for what they have killed.
+# In three processes, because tests mostly wait where a Ray is needed: for processes to start, and for what they have killed.
 # What `troupe up` starts is in one of them: it has a port of its own. Each says what it has to say when it has ended.
 test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-up test-jobs test-rest
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-service test-jobs test-rest
 
-UP := tests/serve tests/cli
-TESTS_up := -m ray $(UP)
-TESTS_jobs := -m ray tests $(addprefix --ignore=,$(UP))
-TESTS_rest := -m 'not ray' tests
+SERVICE := tests/serve tests/cli
+OTHERS := tests $(addprefix --ignore=,$(SERVICE))
+TESTS_service := $(SERVICE)
+TESTS_jobs := -m ray $(OTHERS)
+TESTS_rest := -m 'not ray' $(OTHERS)
 
 # 5 means that PYTEST_ARGS left no test in one of them.
 test-%: $(VENV)/installed-dev

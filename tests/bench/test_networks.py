@@ -133,7 +133,8 @@ def test_names_are_those_of_the_weights() -> None:
 
 
 def test_a_network_is_measured_at_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--device", "cpu", "--networks", "ferplus", "--sizes", OWN, "--modes", "eager", "--half", "--json"])
+    arguments = ["--device", "cpu", "--networks", "ferplus", "--sizes", OWN, "--modes", "eager", "--half"]
+    main([*arguments, "--seconds", "0.02", "--json"])
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["size"] == "64x64"
     assert row["parameters"] == pytest.approx(8.76, abs=0.01)

@@ -214,7 +214,7 @@ class Killer:
 def test_batch_that_loses_processes_at_random_is_that_of_an_unharmed_run(
     clips: Path, unharmed: dict[str, bytes], joining: dict[str, str], soak_count: SoakCount, tmp_path: Path
 ) -> None:
-    killer = Killer(seed=7, total=soak_count(4, 54))
+    killer = Killer(seed=7, total=soak_count(6, 54))
     for number in count():
         if killer.done:
             break
