@@ -222,7 +222,8 @@ class _Attempt:
             str(self._claim.task.payload.get("background") or BACKGROUND): "the background",
         }
         if isinstance(error, TroupeError) and error.thing in names:
-            error = type(error)(names[error.thing], error.reason, place=error.place, remedy=error.remedy)
+            named = type(error)(names[error.thing], error.reason, place=error.place, remedy=error.remedy)
+            named.__cause__, error = error.__cause__, named
         return problem_of(error).body(str(self._claim.task.payload.get("request_id", "")))
 
     def _cost(self) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Playback:
             return
         for frame in _chain(first, frames):
             if not self._damaged and (frame.is_corrupt or (self._reader is not None and self._reader.errors)):
-                raise MediaError(self._source.name, "is damaged", place=f"frame {index}", remedy="scan it again")
+                reason = "is damaged, which did not show when the file was first looked at"
+                raise MediaError(self._source.name, reason, place=f"frame {index}", remedy="repair it")
             if (frame.width, frame.height) != (self._info.coded_width, self._info.coded_height):
                 raise MediaError(self._source.name, "changes its size", place=f"frame {index}")
             yield from _shown(converter.push(frame, (index, None if self._info.index_times else frame.pts)))

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.errors import ClusterError, MediaError, RoomError, TroupeError, UsageError, WeightsError
+from cluster.errors import ClusterError, JobError, MediaError, RoomError, TroupeError, UsageError, WeightsError
 from serve.edge.request_id import STATE, RequestIds
 from serve.store.errors import (
     CursorError,
@@ -152,7 +152,9 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, TroupeError):
-        status, code = next((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
+        # Some damage shows only when a segment is played.
+        blamed = error.__cause__ if isinstance(error, JobError) and isinstance(error.__cause__, MediaError) else error
+        status, code = next((status, code) for kind, status, code in _KINDS if isinstance(blamed, kind))
         told = _STORE if isinstance(error, StoreError) and not isinstance(error, StoreBusyError) else _told(error)
         return Problem(status, code, told, headers=again(status))
     if isinstance(error, ClientDisconnect):

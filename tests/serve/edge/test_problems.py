@@ -168,6 +168,14 @@ def test_each_error_has_its_status_and_code(error: Exception, status: int, code:
     assert "\n" not in problem.detail
 
 
+def test_damage_that_shows_when_a_segment_is_played_is_the_file_s_fault() -> None:
+    error = JobError("a.mp4", "frame 1: is damaged", place="segment 0")
+    error.__cause__ = MediaError("a.mp4", "is damaged", place="frame 1")
+    problem = problem_of(error)
+    assert (problem.status, problem.code) == (422, "media_refused")
+    assert problem.detail == "a.mp4: segment 0: frame 1: is damaged"
+
+
 def test_error_of_the_database_tells_nothing_of_it() -> None:
     secret = StoreError("database", "mysql+aiomysql://user:pw@db.internal/troupe: (2003, \"no connection to 'db'\")")
     problem = problem_of(secret)
