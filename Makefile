@@ -31,14 +31,14 @@ demo: $(VENV)/installed ## restage a green-screen clip that is drawn on the spot
 install: $(VENV)/installed ## make .venv with the troupe command in it
 	@echo "Installed. Next: . $(BIN)/activate && troupe --help"
 
-# In three processes, because tests mostly wait where a Ray is needed: for processes to start, and for what they have killed.
-# What `troupe up` starts is in one of them: it has a port of its own. Each says what it has to say when it has ended.
-test: lint ## lint, then every test; long ones with reduced counts, which the summary states
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-service test-jobs test-rest
+# The tests in three processes, because they mostly wait where a Ray is needed: for processes to start, and for what they
+# have killed. What `troupe up` starts is in one of them: it has a port of its own. Each says what it has to say when it
+# has ended.
+test: $(VENV)/installed-dev ## lint, and every test; long ones with reduced counts, which the summary states
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lint test-service test-jobs test-rest
 
-SERVICE := tests/serve tests/cli
-OTHERS := tests $(addprefix --ignore=,$(SERVICE))
-TESTS_service := $(SERVICE)
+TESTS_service := tests/serve tests/cli/test_up.py
+OTHERS := tests --ignore=tests/serve --ignore=tests/cli/test_up.py
 TESTS_jobs := -m ray $(OTHERS)
 TESTS_rest := -m 'not ray' $(OTHERS)
 

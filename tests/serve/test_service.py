@@ -63,9 +63,17 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(live: Live, short: Path, long: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
-    """What a lane in this process makes of both."""
-    return {clip: live.expected(clip, tmp_path_factory.mktemp("expected")) for clip in (short, long)}
+def longest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred and sixty segments; more than are done until `troupe down` has begun."""
+    return write_dancer(tmp_path_factory.mktemp("clips") / "longest.mp4", seconds=80)
+
+
+@pytest.fixture(scope="module")
+def made(
+    live: Live, short: Path, long: Path, longest: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, bytes]:
+    """What a lane in this process makes of them."""
+    return {clip: live.expected(clip, tmp_path_factory.mktemp("expected")) for clip in (short, long, longest)}
 
 
 def begun(live: Live, client: httpx2.Client, clip: Path, segments: int = 4) -> str:
@@ -203,9 +211,9 @@ async def task_in(live: Live, task_id: str) -> Task:
 
 
 def test_down_gives_tasks_back_and_up_goes_on_behind_their_last_segments(
-    live: Live, client: httpx2.Client, long: Path, made: dict[Path, bytes]
+    live: Live, client: httpx2.Client, longest: Path, made: dict[Path, bytes]
 ) -> None:
-    task_id = begun(live, client, long)
+    task_id = begun(live, client, longest)
     live.down()
     task, before = asyncio.run(task_in(live, task_id)), live.segments(task_id)
     assert (task.state, task.attempts, task.finished) == ("queued", 0, None)
@@ -216,4 +224,4 @@ def test_down_gives_tasks_back_and_up_goes_on_behind_their_last_segments(
     assert {index: after[index] for index in before} == before
     ended = live.finished(client, task_id)
     assert (ended["state"], ended["attempts"]) == ("done", 1)
-    assert result(client, task_id) == made[long]
+    assert result(client, task_id) == made[longest]
