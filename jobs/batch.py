@@ -35,7 +35,7 @@ from cluster.processes import die_with_parent
 from jobs.assemble import assemble, row_of
 from jobs.course import PAUSED
 from jobs.lane import run_segments
-from jobs.ledger import Strike, WorkFolder, write_row
+from jobs.ledger import Strike, WorkFolder, worker_hold, write_row
 from jobs.plan import plan_video
 from jobs.progress import Reporter
 from jobs.strikes import STRIKES
@@ -250,7 +250,7 @@ class Lane:
             task = self._with_skew(task)
             plan = plan_video(task)
             self._reporter.put(task.fingerprint, stage="running")
-            with self._reporter.frames_of(task.fingerprint) as count_frames:
+            with self._reporter.frames_of(task.fingerprint) as count_frames, worker_hold(task.root):
                 run_segments(
                     task,
                     plan,
@@ -297,7 +297,9 @@ def _import_batch() -> None:
 
 
 def _assemble_planned(task: VideoTask) -> Row:
-    return assemble(task, plan_video(task))
+    die_with_parent()
+    with worker_hold(task.root):
+        return assemble(task, plan_video(task))
 
 
 def _configure_data() -> None:

@@ -1,6 +1,7 @@
 """The durable record: segments with their carry, a journal per run, one Parquet row per finished video.
 
     output/.troupe/lock                        held while a job writes into this output folder
+    output/.troupe/workers                     held by each of its lanes and assemblers while they work
     output/.troupe/ledger/<fingerprint>.parquet  one row a video: what it was, what it cost, what went wrong
     output/.troupe/<fingerprint>/scan.npz      the plan's truth
                                  run-0000.jsonl   what this run's lane finished, appended and fsynced
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -35,7 +38,13 @@ from jobs.plan import Plan, Run, Segment
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 _STRIKES = "strikes-*.jsonl"
+_WORKERS = "workers"
+
+#: How long the lanes and assemblers of a job that was killed are waited for, and how often that is looked at.
+_WORKERS_SECONDS, _LOOK_SECONDS = 60, 0.1
 
 ROW = pa.schema(
     [
@@ -217,7 +226,8 @@ def _entries(path: Path, kind: type[T]) -> list[T]:
 
 @contextmanager
 def output_lock(root: Path) -> Iterator[None]:
-    """Holds an output folder's `.troupe` for one job at a time; a killed job's hold ends with it.
+    """Holds an output folder's `.troupe` for one job at a time; a killed job's hold ends with it, and what Ray has not
+    yet ended of its lanes and assemblers is waited for.
 
     Raises:
         UsageError: another job is writing there, or nobody can.
@@ -227,6 +237,7 @@ def output_lock(root: Path) -> Iterator[None]:
             root.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((root / "lock").open("a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _wait_for_workers(root)
         except BlockingIOError as error:
             raise UsageError(
                 root.parent, "another job is writing here", remedy="wait for it or choose another -o"
@@ -235,6 +246,37 @@ def output_lock(root: Path) -> Iterator[None]:
             reason = error.strerror or str(error)
             raise UsageError(root.parent, f"cannot be written to: {reason}", remedy="choose another -o") from error
         yield
+
+
+@contextmanager
+def worker_hold(root: Path) -> Iterator[None]:
+    """Held, by any number at once, by the processes that do a job's work in its output folder: they may outlive it."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / _WORKERS).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _wait_for_workers(root: Path) -> None:
+    """Waits until no process holds the folder as a worker. Such a one belongs to a job that was killed; it may be about
+    to finish a video that a new job, which looked a moment too early, would begin again.
+
+    Raises:
+        BlockingIOError: one still works after a minute.
+    """
+    deadline = time.monotonic() + _WORKERS_SECONDS
+    with (root / _WORKERS).open("a+") as file:
+        told = False
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+            if not told:
+                log.warning("%s: processes of a job that was killed are ending", root.parent)
+                told = True
+            time.sleep(_LOOK_SECONDS)
 
 
 def remove_partials(root: Path, outputs: Iterable[Path]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +19,13 @@ from actors.catalogue import CARDS
 from actors.model import Step
 from cluster.errors import JobError, UsageError
 from cluster.files import partial_path
+from jobs import batch, ledger
 from jobs.assemble import assemble, row_of
 from jobs.command import unfinished
 from jobs.display import Display
 from jobs.ledger import ROW, WorkFolder, output_lock, read_row, remove_partials, write_row
 from jobs.plan import Plan, plan_video
+from jobs.progress import Reporter
 from jobs.task import VideoTask
 from tests.broken import write_damaged
 from tests.jobs.command import ROOT
@@ -222,6 +226,63 @@ def test_second_job_in_the_same_output_folder_is_refused(tmp_path: Path) -> None
     assert "another job is writing here" in second.stderr
     after = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert after.stdout == "held\n"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from jobs.ledger import worker_hold
+root = Path(sys.argv[1])
+with worker_hold(root), worker_hold(root):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+    (root / "assembled").touch()
+"""
+
+
+def holder(root: Path, seconds: float) -> subprocess.Popen[str]:
+    """A lane or an assembler that its driver's death has not reached yet."""
+    command = [sys.executable, "-c", HOLDER, str(root), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_job_waits_for_what_is_left_of_a_killed_one(tmp_path: Path) -> None:
+    with holder(tmp_path, 0.5), output_lock(tmp_path):
+        assert (tmp_path / "assembled").exists()
+
+
+def test_job_does_not_wait_for_ever_for_what_is_left_of_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_WORKERS_SECONDS", 0.2)
+    with holder(tmp_path, 60) as process:
+        with pytest.raises(UsageError, match="another job is writing here"), output_lock(tmp_path):
+            pass
+        process.kill()
+
+
+def test_lanes_and_assemblers_hold_the_folder_while_they_work(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, plan, _ = work
+    monkeypatch.setattr(ledger, "_WORKERS_SECONDS", 0)
+    monkeypatch.setattr(batch, "die_with_parent", lambda: None)
+    refused = []
+
+    def try_to_take_over(*_: object, **__: object) -> None:
+        with pytest.raises(UsageError, match="another job"), output_lock(task.root):
+            pass
+        refused.append(True)
+
+    monkeypatch.setattr(batch, "run_segments", try_to_take_over)
+    monkeypatch.setattr(batch, "assemble", try_to_take_over)
+    row = {"video": 0, "run": plan.runs[0].index, "runs": 1, "task": pickle.dumps(task), "error": ""}
+    assert batch.Lane(config_of(), Reporter(MagicMock()), allow_skew=True)(row)["error"] == ""
+    batch._assemble_planned(task)
+    assert refused == [True, True]
+    with output_lock(task.root):
+        pass
 
 
 @pytest.mark.parametrize(
