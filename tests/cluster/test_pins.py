@@ -19,11 +19,13 @@ def status(state: str, message: str) -> Any:
     return SimpleNamespace(applications={"upscale": application})
 
 
-@pytest.mark.parametrize("state", ["DEPLOY_FAILED", "UNHEALTHY"])
-def test_pin_that_fails_is_told_with_serve_s_message(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+@pytest.mark.parametrize(("state", "patience"), [("DEPLOY_FAILED", 60), ("UNHEALTHY", 0)])
+def test_pin_that_fails_is_told_with_serve_s_message(
+    monkeypatch: pytest.MonkeyPatch, state: str, patience: float
+) -> None:
     monkeypatch.setattr(pins.ray_serve, "status", lambda: status(state, "no GPU is free"))
     with pytest.raises(ClusterError, match=rf"pin upscale: did not come up \({state}\): no GPU is free"):
-        pins._wait_running("upscale", time.monotonic() + 60)
+        pins._wait_running("upscale", time.monotonic() + patience)
 
 
 def test_pin_that_never_comes_up_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +34,11 @@ def test_pin_that_never_comes_up_is_told_in_bounded_time(monkeypatch: pytest.Mon
         pins._wait_running("upscale", time.monotonic())
 
 
-def test_pin_that_somebody_else_is_bringing_up_is_awaited_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = iter(["DEPLOYING", "DEPLOYING", "RUNNING"])
+@pytest.mark.parametrize("state", ["DEPLOYING", "UNHEALTHY"])
+def test_pin_that_somebody_else_or_serve_is_bringing_up_is_awaited_and_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    states = iter([state, state, "RUNNING"])
     monkeypatch.setattr(pins.ray_serve, "start", lambda **_: None)
     monkeypatch.setattr(pins.ray_serve, "status", lambda: status(next(states), ""))
     monkeypatch.setattr(pins.ray_serve, "run_many", None)  # calling it would raise
