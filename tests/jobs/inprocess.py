@@ -11,6 +11,7 @@ from cluster.config import BatchSettings, Config, GovernorSettings, TroupeSettin
 from cluster.weights import WeightsStore
 from jobs.assemble import assemble
 from jobs.backgrounds import Library
+from jobs.command import choose_encoder
 from jobs.inputs import Input
 from jobs.lane import run_segments
 from jobs.plan import Plan, plan_video
@@ -39,17 +40,23 @@ def ingest_of(
     store: Path | None = None,
     allow_damaged: bool = False,
     split_shots: bool = False,
+    preset: str = "",
     **chosen: Any,
 ) -> Ingest:
-    """An `Ingest` for an output folder: preset `draft` at the source's size, nobody cut out unless told otherwise."""
+    """An `Ingest` for an output folder: of a preset and encoded as configured, or without one as fast as can be: preset
+    `draft` at the source's size, nobody cut out unless told otherwise."""
     config = config or config_of()
+    if not preset:
+        chosen = {"target": "1", "matte": "none", **chosen}
+    settings = resolve(config, preset or "draft", **chosen)
+    encoder = choose_encoder(config.troupe.encode, settings.crf, settings.x264, _ignore) if preset else FAST
     return Ingest(
-        settings=resolve(config, "draft", **{"target": "1", "matte": "none", **chosen}),
+        settings=settings,
         config=config,
         root=output / ".troupe",
         store=WeightsStore(store or output / "no-weights"),
         library=Library(output / "no-library", lambda path: path),  # type: ignore[arg-type, return-value]
-        encoder=FAST,
+        encoder=encoder,
         allow_damaged=allow_damaged,
         split_shots=split_shots,
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import load_config
 from tests.conftest import SoakCount
-from tests.jobs.command import Command, run, wait_until, write_config
+from tests.jobs.command import Command, wait_until, write_config
+from tests.jobs.inprocess import restage
 from tests.media import Sound, write_clip
 
 SEGMENTS = 12
@@ -19,21 +21,25 @@ RATE = 16
 pytestmark = pytest.mark.ray
 
 
+#: Slow on purpose: a kill has to find segments at work.
+CHOSEN = {"preset": "draft", "matte": "none", "target": "2", "x264": "slower"}
+
+
 def arguments(folder: Path, output: Path) -> tuple[object, ...]:
-    # Slow on purpose: a kill has to find segments at work.
-    choices = ("--preset", "draft", "--matte", "none", "--scale", "2", "--x264", "slower")
+    choices = [word for name, value in CHOSEN.items() for word in (f"--{name}", value)]
     return folder / "clip.mp4", *choices, "--config", folder / "config.yaml", "-o", output
 
 
 @pytest.fixture(scope="module")
-def unkilled(tmp_path_factory: pytest.TempPathFactory, joining: dict[str, str]) -> tuple[Path, bytes]:
-    """A folder with a clip and a configuration, and what an undisturbed run makes of it."""
+def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A folder with a clip and a configuration, and what one process without Ray makes of it, undisturbed."""
     folder = tmp_path_factory.mktemp("resume")
-    write_clip(folder / "clip.mp4", frames=SEGMENTS * RATE // 2, rate=RATE, width=320, height=240, sounds=(Sound(),))
-    write_config(folder / "config.yaml", batch={"segment_seconds": 0.5, "lanes": 2}, encode={"threads": 1})
-    ended = run(*arguments(folder, folder / "unkilled"), environment=joining)
-    assert ended.code == 0, ended.errors
-    return folder, (folder / "unkilled" / "clip.mp4").read_bytes()
+    clip = write_clip(
+        folder / "clip.mp4", frames=SEGMENTS * RATE // 2, rate=RATE, width=320, height=240, sounds=(Sound(),)
+    )
+    path = write_config(folder / "config.yaml", batch={"segment_seconds": 0.5, "lanes": 2}, encode={"threads": 1})
+    task, _ = restage(clip.path, folder / "unkilled", load_config(path), **CHOSEN)
+    return folder, task.output.read_bytes()
 
 
 def journal(output: Path) -> dict[int, str]:

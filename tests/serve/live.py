@@ -32,16 +32,8 @@ import yaml
 from bench.processes import Process, tree
 from cluster.config import load_config
 from cluster.processes import started_at
-from cluster.weights import WeightsStore
-from jobs.assemble import assemble
-from jobs.backgrounds import Library
-from jobs.command import choose_encoder
-from jobs.inputs import Input
-from jobs.plan import plan_video
-from jobs.restage.ingest import Ingest
-from jobs.restage.settings import resolve
 from tests.jobs.command import PATIENCE, ROOT, wait_until
-from tests.jobs.inprocess import do_segments
+from tests.jobs.inprocess import restage
 from tests.media import Look, write_green_screen
 
 TROUPE = ("-c", "from cli.main import app; app()")
@@ -190,17 +182,7 @@ class Live:
 
     def expected(self, clip: Path, folder: Path) -> bytes:
         """What a lane in this process makes of a clip with the same settings."""
-        config = load_config(self._config())
-        settings = resolve(config, self.service["preset"])
-        encoder = choose_encoder(config.troupe.encode, settings.crf, settings.x264, lambda _: None)
-        root = folder / ".troupe"
-        store, library = WeightsStore(folder / "weights"), Library(folder / "library", lambda path: path)  # type: ignore[arg-type, return-value]
-        ingest = Ingest(settings, config, root, store, library, encoder, False, False)
-        item = Input(clip, folder / f"{clip.name}.mp4")
-        task = ingest.task(item, ingest.look(item))
-        plan = plan_video(task)
-        do_segments(task, plan, config)
-        assemble(task, plan)
+        task, _ = restage(clip, folder, load_config(self._config()), preset=self.service["preset"])
         return task.output.read_bytes()
 
     def processes(self, name: str = "") -> list[Process]:
