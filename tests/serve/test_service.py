@@ -180,7 +180,7 @@ def test_no_task_is_lost_when_the_service_is_deployed_anew_while_requests_come(
     def submit() -> None:
         while not deployed.is_set() or len(accepted) < 3:
             accepted.append(live.insist(client, short))
-            time.sleep(0.5)
+            time.sleep(1.5)  # enough requests come; each takes a second of work
 
     submitting = threading.Thread(target=submit)
     submitting.start()
