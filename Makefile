@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 TORCH ?=
+EXTRAS :=
 PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,8 +63,10 @@ clean: ## remove the environment, caches and the demo's files; never your videos
 	rm -rf $(VENV) build demo *.egg-info .ruff_cache .mypy_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# On a fresh checkout the first rule below installs the tests' packages too: pip is asked once.
+$(VENV)/installed-dev: EXTRAS := [dev]
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) --editable '.[dev]'
+	@grep -q dev $(VENV)/installed || $(INSTALL) --editable '.[dev]'
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt $(STALE)
@@ -74,5 +77,5 @@ $(VENV)/installed: pyproject.toml constraints.txt $(STALE)
 	  echo "$(PYTHON) comes without venv. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV): some minutes the first time; without an NVIDIA GPU, TORCH=cpu saves most of it"
 	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
-	$(INSTALL) --editable .
-	@touch $@
+	$(INSTALL) --editable '.$(EXTRAS)'
+	@echo '$(EXTRAS)' > $@

@@ -35,7 +35,7 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A folder with a clip and a configuration, and what one process without Ray makes of it, undisturbed."""
     folder = tmp_path_factory.mktemp("resume")
     clip = write_clip(
-        folder / "clip.mp4", frames=SEGMENTS * RATE // 2, rate=RATE, width=320, height=240, sounds=(Sound(),)
+        folder / "clip.mp4", frames=SEGMENTS * RATE // 2, rate=RATE, width=256, height=192, sounds=(Sound(),)
     )
     path = write_config(folder / "config.yaml", batch={"segment_seconds": 0.5, "lanes": 2}, encode={"threads": 1})
     task, _ = restage(clip.path, folder / "unkilled", load_config(path), **CHOSEN)
