@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from ray import serve as ray_serve
 
 from bench.load import Served, quantile
 from bench.priority import against_fakes, arguments, ideal_waits, table
-
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def rows(local_ray: object) -> Iterator[dict[str, dict[str, Any]]]:  # noqa: ARG001 - it must be there
-    """What a short measurement gives, by part."""
-    yield {row["part"]: row for row in against_fakes(arguments(["--requests", "20", "--burst", "10"]))}
-    ray_serve.delete("bench-priority")
+from cluster.session import Session
+from tests.conftest import SoakCount
 
 
-def test_requests_and_batch_share_the_pin_and_both_are_counted(rows: dict[str, dict[str, Any]]) -> None:
-    row = rows["stream"]
-    assert row["requests"] == 20
-    assert 0 < row["rate_per_s"] <= 6
-    assert row["goal_wait_p95_ms"] >= 80
-    assert 0 < row["wait"]["p50_ms"] <= row["wait"]["p95_ms"] < row["latency"]["p99_ms"]
-    assert row["run_p50_ms"] >= 50
-    assert row["batch_kept"] > 0
-
-
-def test_burst_is_compared_with_its_own_time_in_the_pin(rows: dict[str, dict[str, Any]]) -> None:
-    row = rows["burst"]
-    assert row["requests"] == 10
-    assert row["pin_s"] >= 10 * 0.05
-    assert row["ratio"] == pytest.approx(row["whole_s"] / row["pin_s"])
-
-
-def test_table_shows_every_row(rows: dict[str, dict[str, Any]]) -> None:
-    text = table({"cores": 2}, list(rows.values()))
+@pytest.mark.soak
+def test_requests_batch_and_burst_share_the_pin_and_are_counted(local_ray: Session, soak_count: SoakCount) -> None:  # noqa: ARG001 - it must be there
+    requests = soak_count(0, 20)
+    try:
+        rows = list(against_fakes(arguments([f"--requests={requests}", "--burst=10"])))
+    finally:
+        ray_serve.delete("bench-priority")
+    stream, burst = ({row["part"]: row for row in rows}[part] for part in ("stream", "burst"))
+    assert stream["requests"] == 20
+    assert 0 < stream["rate_per_s"] <= 6
+    assert stream["goal_wait_p95_ms"] >= 80
+    assert 0 < stream["wait"]["p50_ms"] <= stream["wait"]["p95_ms"] < stream["latency"]["p99_ms"]
+    assert stream["run_p50_ms"] >= 50
+    assert stream["batch_kept"] > 0
+    assert burst["requests"] == 10
+    assert burst["pin_s"] >= 10 * 0.05
+    assert burst["ratio"] == pytest.approx(burst["whole_s"] / burst["pin_s"])
+    text = table({"cores": 2}, rows)
     assert "stream: fake, 5 x 10 ms a call" in text
     assert "goal_wait_p95_ms" in text
 
