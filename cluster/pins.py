@@ -23,7 +23,7 @@ from cluster.errors import ClusterError, DeferredError, PinAwayError
 _DEPLOY_SECONDS = 120
 _DEFERRED_SECONDS = 1.0
 _SLICE_SECONDS = 0.5
-#: Between two looks at what comes up: Serve's status costs the asker a tenth of a second of work.
+#: Between two looks at what comes up: Serve's status costs the asker hundredths of a second for each application.
 _STATUS_SECONDS = 0.4
 _SEE_LOG = "see `serve status` and the pin's log"
 

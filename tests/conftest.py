@@ -41,7 +41,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def soak_count(request: pytest.FixtureRequest) -> SoakCount:
     """`soak_count(reduced, full)`: how many rounds a soak test does, in full when TROUPE_SOAK=full (`make soak`).
 
-    None of them skips the test. The summary of the run states the number for each test.
+    A reduced count of 0 leaves the test to `make soak`. The summary of the run states the number for each test.
     """
 
     def count(reduced: int, full: int) -> int:
