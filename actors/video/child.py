@@ -1,8 +1,8 @@
-"""The decoding process: `python -m actors.video.child`, started by `actors.video.process`.
+"""What a decoding process does, which `actors.video.fork_server` starts for `actors.video.process`.
 
-It alone touches input media, so that a decoder's crash, endless loop or appetite costs one file. Requests come in on
-stdin, answers go out on what was stdout (`actors.video.wire`), frames through shared memory. It ends when stdin does,
-and with its parent. It imports av and numpy alone, to start quickly; for still images OpenCV too.
+It alone touches input media, so that a decoder's crash, endless loop or appetite costs one file. Requests come in and
+answers go out on one socket (`actors.video.wire`), frames through shared memory. It ends when the socket does. It
+imports av and numpy alone, to start quickly; for still images OpenCV too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from actors.video.info import MediaInfo
 from actors.video.limits import Limits
 from actors.video.names import check_path
 from actors.video.playback import Playback
+from actors.video.sound_extract import extract
 from actors.video.survey import first_frame, survey
-from actors.video.wire import Message, Unpacker, pack
+from actors.video.wire import MEMORY, Message, Unpacker, pack
 from cluster.errors import MediaError
-from cluster.processes import die_with_parent
 
 _BEAT_SECONDS = 0.2
 
@@ -48,24 +48,24 @@ _ENCODED = 4 * 8 * 96_000 // 8
 
 
 class Link:
-    """The child's end of the pipes."""
+    """The child's end of the socket `descriptor`."""
 
-    def __init__(self, source: int, sink: int) -> None:
-        self._source, self._sink = source, sink
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._unpacker = Unpacker()
 
     def send(self, message: Message, blob: bytes = b"") -> None:
         """Write one message."""
         rest = memoryview(pack(message, blob))
         while rest:
-            rest = rest[os.write(self._sink, rest) :]
+            rest = rest[os.write(self._descriptor, rest) :]
 
     def receive(self, *, wait: bool) -> Message | None:
         """The next message; None when there is none yet and `wait` is False. Ends the process with its parent."""
         while (found := self._unpacker.next()) is None:
-            if not wait and not select.select([self._source], [], [], 0)[0]:
+            if not wait and not select.select([self._descriptor], [], [], 0)[0]:
                 return None
-            data = os.read(self._source, 1 << 16)
+            data = os.read(self._descriptor, 1 << 16)
             if not data:
                 raise SystemExit(0)
             self._unpacker.feed(data)
@@ -113,6 +113,7 @@ def _bound(kind: int, most: int, grace: int = 0) -> None:
 
 def serve(link: Link) -> None:
     """Answer one request; errors that the user can act on are sent, others end the process with a traceback."""
+    av.logging.set_level(None)
     request = link.receive(wait=True)
     assert request is not None
     limits = Limits.from_json(request["limits"])
@@ -128,7 +129,7 @@ def serve(link: Link) -> None:
                 encoded = math.ceil(_ENCODED * limits.max_seconds)
                 _sound(link, _admitted(request, limits, copies=_COPY, encoded=encoded), limits, request)
             case "still":
-                _still(link, limits, request)
+                _still(link, limits)
     except MediaError as error:
         parts = {"reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
@@ -178,8 +179,6 @@ def _scan(link: Link, path: Path, limits: Limits, request: Message) -> None:
 
 
 def _sound(link: Link, path: Path, limits: Limits, request: Message) -> None:
-    from actors.video.sound_extract import extract  # not needed to decode pictures
-
     tracks = extract(path, Path(request["target"]), limits, lambda seconds: link.send({"op": "beat", "at": seconds}))
     link.send({"op": "done", "tracks": [asdict(track) for track in tracks]})
 
@@ -187,7 +186,7 @@ def _sound(link: Link, path: Path, limits: Limits, request: Message) -> None:
 def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
     info = MediaInfo.from_json(request["info"])
     slots: int = request["slots"]
-    ring = mmap.mmap(request["ring"], slots * info.width * info.height * 3)
+    ring = mmap.mmap(MEMORY, slots * info.width * info.height * 3)
     pictures = np.frombuffer(ring, np.uint8).reshape(slots, info.height, info.width, 3)
     free = deque(range(slots))
     pulse = Pulse(link)
@@ -213,7 +212,7 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
         link.send({"op": "frame", "run": run, "index": index, "pts": pts, "slot": slot})
 
 
-def _still(link: Link, limits: Limits, request: Message) -> None:
+def _still(link: Link, limits: Limits) -> None:
     """One image, which comes later: everything that can be done before is done while nobody waits."""
     # Read by OpenCV as it is loaded: its own check of the size, should a header have told two stories.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(limits.max_pixels)
@@ -225,7 +224,7 @@ def _still(link: Link, limits: Limits, request: Message) -> None:
     order = link.receive(wait=True)
     assert order is not None
     link.send({"op": "begun"})
-    memory, at = mmap.mmap(request["memory"], order["size"]), order["bytes"]
+    memory, at = mmap.mmap(MEMORY, order["size"]), order["bytes"]
     decoded = image.decode_image(memory[:at], order["name"])
     for plane in decoded:
         if plane is not None:
@@ -233,16 +232,3 @@ def _still(link: Link, limits: Limits, request: Message) -> None:
             at += plane.nbytes
     rgb, alpha = decoded
     link.send({"op": "done", "height": rgb.shape[0], "alpha": alpha is not None})
-
-
-def main() -> None:
-    """Entry point; the only argument is the parent's process id."""
-    die_with_parent(int(sys.argv[1]))
-    answers = os.dup(1)
-    os.dup2(2, 1)  # nothing that prints can disturb the messages
-    av.logging.set_level(None)
-    serve(Link(0, answers))
-
-
-if __name__ == "__main__":
-    main()

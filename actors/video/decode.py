@@ -45,7 +45,7 @@ class Decoder:
         ring = shared.create("frames")
         try:
             self._pictures = np.frombuffer(shared.sized(ring, size), np.uint8).reshape(slots, *self._shape)
-            self._child = Child(scan.path.name, limits, pass_fds=(ring,))
+            self._child = Child(scan.path.name, limits, memory=ring)
         finally:
             os.close(ring)
         # Slots go back to the child half a ring at a time: one by one, the two processes would wake each other for
@@ -61,7 +61,6 @@ class Decoder:
                 "limits": limits.to_json(),
                 "info": info.to_json(),
                 "damaged": scan.damaged > 0,
-                "ring": ring,
                 "slots": slots,
             }
         )

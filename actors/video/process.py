@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import select
 import signal
-import subprocess
-import sys
-import threading
+import socket
 import time
-from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 
 from actors.video.beat import BEAT_SECONDS, Beat, nothing
+from actors.video.forking import forks
 from actors.video.limits import Limits
-from actors.video.wire import Message, Unpacker, pack
+from actors.video.wire import NUMBER, Message, Unpacker, pack
 from cluster.errors import MediaError
 
-_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package `actors`
 _END_SECONDS = 5.0  # for the kernel to take away a killed process
-_LAST_WORDS = 1 << 16  # bytes of stderr that are kept
+_LAST_WORDS = 1 << 16  # bytes of stderr that are kept: a pipe holds no more
+_LAST_LINE = 500  # characters of its last line that an error tells
 
 #: What ends a decoding process, as a user may want to know it.
 _HINTS: dict[int, str] = {
@@ -31,54 +28,47 @@ _HINTS: dict[int, str] = {
 
 
 class Child:
-    """One decoding process for one input.
-
-    A thread starts it and waits for it: the kernel ties a child to the thread that started it (PR_SET_PDEATHSIG), and
-    a process that is always waited for is never a zombie.
+    """One decoding process for one input. It ends with this object, too.
 
     Args:
         name: the input's, for errors. It can be set later.
         limits: `stall_seconds` bounds every wait.
-        pass_fds: file descriptors that it inherits.
+        memory: the descriptor of memory that it shares; it has it as `wire.MEMORY`.
         beat: called about every `BEAT_SECONDS` while `receive` waits; may raise, and the child is then to be closed.
 
     Raises:
         MediaError: it did not start.
     """
 
-    def __init__(self, name: str, limits: Limits, pass_fds: tuple[int, ...] = (), beat: Beat = nothing) -> None:
+    def __init__(self, name: str, limits: Limits, memory: int | None = None, beat: Beat = nothing) -> None:
         self.name = name
         self._limits, self._beat = limits, beat
         self._unpacker = Unpacker()
         self._last_words = bytearray()
-        self._ended = threading.Event()
-        started: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
-        # A function, not a method: with the pipes in this object alone, the child ends when the object is dropped.
-        arguments = (started, self._ended, self._last_words, pass_fds)
-        threading.Thread(target=_mind, args=arguments, name=f"minds {name}", daemon=True).start()
-        process = started.get()
-        if isinstance(process, OSError):
-            raise MediaError(name, f"cannot be decoded: the decoding process did not start: {process}")
-        assert process.stdin is not None and process.stdout is not None
-        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
-        process.stdin = process.stdout = None
+        self._code: int | None = None
+        try:
+            started = forks.start(memory)
+        except OSError as error:
+            raise MediaError(name, f"cannot be decoded: the decoding process did not start: {error}") from error
+        self._pid, self._talk, self._words, self._life = started.pid, started.talk, started.words, started.life
+        self._talk.settimeout(limits.stall_seconds)
 
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid
+        return self._pid
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        return not self._ended.is_set()
+        self._await_end(0)
+        return self._code is None
 
     def send(self, message: Message) -> None:
-        """Write one small message."""
+        """Write one message."""
         try:
-            self._stdin.write(pack(message))
-            self._stdin.flush()
-        except (BrokenPipeError, OSError, ValueError) as error:
+            self._talk.sendall(pack(message))
+        except OSError as error:
             raise self._gone() from error
 
     def receive(self) -> tuple[Message, bytes]:
@@ -97,13 +87,15 @@ class Child:
 
     def close(self) -> None:
         """Kill it and see it gone. May be called again."""
-        for pipe in (self._stdin, self._stdout):
-            try:
-                pipe.close()
-            except OSError:  # what was still to be written has no reader any more
-                continue
-        self._process.kill()
-        self._ended.wait(_END_SECONDS)
+        if self._words.closed:
+            return
+        self._talk.close()
+        with contextlib.suppress(OSError):  # it has ended already
+            self._life.shutdown(socket.SHUT_WR)  # for which its server kills it
+        self._await_end(_END_SECONDS)
+        self._listen()
+        self._life.close()
+        self._words.close()
 
     def __enter__(self) -> Child:
         return self
@@ -116,13 +108,17 @@ class Child:
     def _read(self) -> None:
         deadline = time.monotonic() + self._limits.stall_seconds
         poll = select.poll()
-        poll.register(self._stdout, select.POLLIN)
+        poll.register(self._talk, select.POLLIN)
+        poll.register(self._words, select.POLLIN)
         while True:
             self._beat()
             left = max(0.0, deadline - time.monotonic())
-            if poll.poll(min(left, BEAT_SECONDS) * 1000):
+            ready = [descriptor for descriptor, _ in poll.poll(min(left, BEAT_SECONDS) * 1000)]
+            if self._talk.fileno() in ready:
                 break
-            if left > BEAT_SECONDS:
+            if ready and not self._listen():
+                poll.unregister(self._words)
+            if left > 0:
                 continue
             self.close()
             raise MediaError(
@@ -130,16 +126,40 @@ class Child:
                 f"its decoder stalled: no frame within {self._limits.stall_seconds:g} s",
                 remedy="the file may be hostile or the machine overloaded; raise limits.stall_seconds to wait longer",
             )
-        data = os.read(self._stdout.fileno(), 1 << 20)
+        try:
+            data = self._talk.recv(1 << 20)
+        except ConnectionResetError:  # it ended without having read all
+            data = b""
         if not data:
             raise self._gone()
         self._unpacker.feed(data)
 
+    def _listen(self) -> bool:
+        """Keep the last of what it has said on stderr; False when it can say no more.
+
+        Through a pipe: a file on the disk would grow with what a hostile input makes its decoder say, and a process
+        that may write no file (RLIMIT_FSIZE) could not say anything.
+        """
+        said = self._words.read(_LAST_WORDS)
+        self._last_words += said or b""
+        del self._last_words[:-_LAST_WORDS]
+        return said != b""
+
+    def _await_end(self, seconds: float) -> None:
+        """Its exit code, once it has ended."""
+        if self._code is not None or self._words.closed:
+            return
+        poll = select.poll()
+        poll.register(self._life, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            told = self._life.recv(NUMBER.size)
+            # Its server's end is its own.
+            self._code = NUMBER.unpack(told)[0] if told else -signal.SIGKILL
+
     def _gone(self) -> MediaError:
         """What became of it."""
-        self._ended.wait(_END_SECONDS)
-        code = self._process.returncode
-        lines = self._last_words.decode(errors="replace").strip().splitlines()
+        self._await_end(_END_SECONDS)
+        code = self._code
         self.close()
         if code is not None and code < 0:
             try:
@@ -152,41 +172,6 @@ class Child:
                 f"its decoder was ended by {name}{hint}",
                 remedy="the file may be hostile: try to convert it first",
             )
-        last = f": {lines[-1]}" if lines else ""
+        lines = self._last_words.decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1][:_LAST_LINE]}" if lines else ""
         return MediaError(self.name, f"its decoder ended with exit code {code}{last}")
-
-
-def _mind(
-    started: SimpleQueue[subprocess.Popen[bytes] | OSError],
-    ended: threading.Event,
-    last_words: bytearray,
-    pass_fds: tuple[int, ...],
-) -> None:
-    """Start a decoding process, hand it over, wait until it is gone, and keep the last of what it says on stderr.
-
-    Through a pipe: a file on the disk would grow with what a hostile input makes its decoder say, and a process that
-    may write no file (RLIMIT_FSIZE) could not say anything.
-    """
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "actors.video.child", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=_ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
-    except OSError as error:
-        started.put(error)
-        return
-    assert process.stderr is not None
-    stderr, process.stderr = process.stderr, None
-    started.put(process)
-    with stderr:
-        while said := os.read(stderr.fileno(), _LAST_WORDS):
-            last_words += said
-            del last_words[:-_LAST_WORDS]
-    process.wait()
-    ended.set()

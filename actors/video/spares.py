@@ -34,8 +34,8 @@ class StillChild:
     def __init__(self, limits: Limits) -> None:
         self._memory = shared.create("still")
         try:
-            self._child = Child("still image", limits, pass_fds=(self._memory,))
-            self._child.send({"op": "still", "limits": limits.to_json(), "memory": self._memory})
+            self._child = Child("still image", limits, memory=self._memory)
+            self._child.send({"op": "still", "limits": limits.to_json()})
         except BaseException:
             os.close(self._memory)
             raise

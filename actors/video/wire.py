@@ -6,6 +6,12 @@ import json
 import struct
 from typing import Any
 
+#: What the fork server tells of a child, a packet each.
+NUMBER = struct.Struct("i")
+
+#: The descriptor of shared memory in a child that was given some.
+MEMORY = 3
+
 _HEAD = struct.Struct(">II")
 
 Message = dict[str, Any]

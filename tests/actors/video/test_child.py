@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from actors.video.decode import Decoder
+from actors.video.forking import Forks
 from actors.video.limits import Limits
 from actors.video.scan import Scan, inspect, scan
 from cluster.errors import MediaError
@@ -112,6 +114,44 @@ def test_parents_sigkill_leaves_no_process(found: Scan, tmp_path: Path, busy: bo
         assert is_running(pid)
         parent.kill()
     _wait_until_gone(pid)
+
+
+def server_of(decoder: Decoder) -> int:
+    """Process id of the fork server that started its process."""
+    return int(Path(f"/proc/{decoder.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_all_decoders_of_a_process_come_from_one_server_and_have_only_what_is_theirs(found: Scan) -> None:
+    with Decoder(found, LIMITS) as first, Decoder(found, LIMITS) as second:
+        for decoder in (first, second):
+            next(decoder.frames(0, 1))
+            opened = [str(entry.readlink()) for entry in Path(f"/proc/{decoder.pid}/fd").iterdir()]
+            kinds = Counter("memory" if "memfd:frames" in at else at.partition(":")[0] for at in opened)
+            # `talk`; `words` twice; the ring, of which a map keeps a copy.
+            assert kinds == {"socket": 1, "pipe": 2, "memory": 2, str(found.path): 1}
+        assert server_of(first) == server_of(second) != os.getpid()
+
+
+def test_killed_server_takes_its_decoders_along_and_is_replaced(decoder: Decoder, found: Scan) -> None:
+    next(decoder.frames(0, 1))
+    server = server_of(decoder)
+    os.kill(server, signal.SIGKILL)
+    with pytest.raises(MediaError, match=r"clip\.mp4: its decoder was ended by SIGKILL"):
+        list(decoder.frames(1, 60))
+    _wait_until_gone(decoder.pid)
+    with Decoder(found, LIMITS) as other:
+        assert number(next(other.frames(5, 6))) == 5
+        assert server_of(other) != server
+
+
+@pytest.mark.parametrize(("python", "why"), [("/nowhere/python", "No such file"), ("/bin/false", "is gone")])
+def test_decoder_that_cannot_be_started_is_a_named_error(
+    found: Scan, monkeypatch: pytest.MonkeyPatch, python: str, why: str
+) -> None:
+    monkeypatch.setattr("actors.video.process.forks", Forks())
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(MediaError, match=rf"clip\.mp4: cannot be decoded: the decoding process did not start: .*{why}"):
+        Decoder(found, LIMITS)
 
 
 def test_appetite_for_memory_is_an_error_of_that_file(tmp_path: Path) -> None:
