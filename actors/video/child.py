@@ -129,7 +129,7 @@ def serve(link: Link) -> None:
                 encoded = math.ceil(_ENCODED * limits.max_seconds)
                 _sound(link, _admitted(request, limits, copies=_COPY, encoded=encoded), limits, request)
             case "still":
-                _still(link, limits)
+                _still(link, limits, request)
     except MediaError as error:
         parts = {"reason": error.reason, "place": error.place, "remedy": error.remedy}
         link.send({"op": "error", **parts})
@@ -212,23 +212,14 @@ def _decode(link: Link, path: Path, limits: Limits, request: Message) -> None:
         link.send({"op": "frame", "run": run, "index": index, "pts": pts, "slot": slot})
 
 
-def _still(link: Link, limits: Limits) -> None:
-    """One image, which comes later: everything that can be done before is done while nobody waits."""
-    # Read by OpenCV as it is loaded: its own check of the size, should a header have told two stories.
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(limits.max_pixels)
-    from actors.video import image  # with OpenCV, which videos do without
-
-    image.warm_up()
+def _still(link: Link, limits: Limits, request: Message) -> None:
     confine(limits.memory_bytes, min(limits.most_cpu_seconds, _STILL_CPU_SECONDS), 0)
-    link.send({"op": "ready"})
-    order = link.receive(wait=True)
-    assert order is not None
-    link.send({"op": "begun"})
-    memory, at = mmap.mmap(MEMORY, order["size"]), order["bytes"]
-    decoded = image.decode_image(memory[:at], order["name"])
-    for plane in decoded:
+    from actors.video import image  # with OpenCV, which videos do without: loaded already
+
+    memory, at = mmap.mmap(MEMORY, 0), request["bytes"]
+    rgb, alpha = image.decode_image(memory[:at], request["name"])
+    for plane in (rgb, alpha):
         if plane is not None:
             memory[at : at + plane.nbytes] = plane.data
             at += plane.nbytes
-    rgb, alpha = decoded
     link.send({"op": "done", "height": rgb.shape[0], "alpha": alpha is not None})

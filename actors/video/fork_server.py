@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import selectors
 import signal
@@ -48,14 +49,16 @@ class Server:
         self._selector.register(self._signals, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Serve until the requests end."""
-        while True:
+        """Serve until the requests end, and then until the last child has."""
+        wanted = True
+        while wanted or self._lives:
             for key, _ in self._selector.select():
                 if key.fileobj is self._requests:
                     _, descriptors, _, _ = socket.recv_fds(self._requests, 1, _DESCRIPTORS)
-                    if not descriptors:
-                        return
-                    self._fork(*descriptors)
+                    if wanted := bool(descriptors):
+                        self._fork(*descriptors)
+                    else:
+                        self._selector.unregister(self._requests)
                 elif key.fileobj is self._signals:
                     self._signals.recv(1 << 12)
                     self._reap()
@@ -129,8 +132,10 @@ def _close_from(first: int) -> None:
 
 
 def main() -> None:
-    """Entry point; the only argument is the parent's process id."""
+    """Entry point; the arguments are the parent's process id and a module that the children need, or nothing."""
     die_with_parent(int(sys.argv[1]))
+    if module := sys.argv[2]:
+        importlib.import_module(module).warm_up()
     gc.freeze()  # or the children's collections would touch, and so copy, all of it
     Server(socket.socket(fileno=0)).run()
 

@@ -1,4 +1,4 @@
-"""This process's fork server, which starts its decoding processes: started when first needed, anew when it is gone."""
+"""Fork servers of this process, which start its decoding processes: started when first needed, anew when gone."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 
 from actors.video.wire import NUMBER
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package `actors`
 _START_SECONDS = 60.0  # for the server and a child to start on a machine that is busy
 _TRIES = 2  # the second with a new server
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _LAST_WORDS = 4096  # bytes of the server's stderr that are kept
 
 
@@ -31,11 +34,18 @@ class Started:
 
 
 class Forks:
-    """Starts children, from any number of threads."""
+    """Starts children, from any number of threads.
 
-    def __init__(self) -> None:
+    Args:
+        module: what they need besides what all do.
+        environ: what they find in their environment besides this process's.
+    """
+
+    def __init__(self, module: str = "", environ: Mapping[str, str] = _NOTHING) -> None:
+        self._module, self._environ = module, environ
         self._lock = threading.Lock()
         self._server: _Server | None = None
+        self._closed = False
 
     def start(self, memory: int | None) -> Started:
         """Start one, as `actors.video.fork_server` says.
@@ -45,10 +55,10 @@ class Forks:
 
         Raises:
             OSError: it could not be started.
+            RuntimeError: closed already.
         """
         for _ in range(_TRIES):
-            with self._lock:
-                server = self._server = self._server or _Server()
+            server = self._current()
             try:
                 return server.fork(memory)
             except (ConnectionError, TimeoutError) as error:
@@ -58,18 +68,35 @@ class Forks:
                         self._server = None
         raise OSError(f"the server that starts it is gone: {server.last_words() or gone}")
 
+    def warm_up(self) -> None:
+        """Have the server started before somebody waits for it; errors as of `start`."""
+        self._current()
+
+    def close(self) -> None:
+        """Start no more; the server ends with its last child. May be called again."""
+        with self._lock:
+            self._closed, self._server = True, None
+
+    def _current(self) -> _Server:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the decoder is closed")
+            if self._server is None:
+                self._server = _Server(self._module, self._environ)
+            return self._server
+
 
 class _Server:
     """A started server; it ends with this object."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str, environ: Mapping[str, str]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests.settimeout(_START_SECONDS)
         self._words, self._ended = bytearray(), threading.Event()
         started: SimpleQueue[OSError | None] = SimpleQueue()
         # A thread starts it and waits for it: the kernel ties a process to the thread that started it
         # (PR_SET_PDEATHSIG), and one that is always waited for is never a zombie.
-        arguments = (theirs, started, self._words, self._ended)
+        arguments = (module, environ, theirs, started, self._words, self._ended)
         threading.Thread(target=_mind, args=arguments, name="minds the fork server", daemon=True).start()
         if error := started.get():
             raise error
@@ -100,18 +127,23 @@ class _Server:
 
 
 def _mind(
-    theirs: socket.socket, started: SimpleQueue[OSError | None], words: bytearray, ended: threading.Event
+    module: str,
+    environ: Mapping[str, str],
+    theirs: socket.socket,
+    started: SimpleQueue[OSError | None],
+    words: bytearray,
+    ended: threading.Event,
 ) -> None:
     """Start a server, wait until it is gone, and keep the last of what it says."""
     try:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "actors.video.fork_server", str(os.getpid())],
+                [sys.executable, "-m", "actors.video.fork_server", str(os.getpid()), module],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 cwd=_ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environ},
                 start_new_session=True,
             )
     except OSError as error:
@@ -127,5 +159,5 @@ def _mind(
     ended.set()
 
 
-#: Those of this process.
-forks = Forks()
+#: Where videos are decoded.
+FORKS = Forks()

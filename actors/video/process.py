@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 
 from actors.video.beat import BEAT_SECONDS, Beat, nothing
-from actors.video.forking import forks
+from actors.video.forking import FORKS, Forks
 from actors.video.limits import Limits
 from actors.video.wire import NUMBER, Message, Unpacker, pack
 from cluster.errors import MediaError
@@ -35,12 +35,15 @@ class Child:
         limits: `stall_seconds` bounds every wait.
         memory: the descriptor of memory that it shares; it has it as `wire.MEMORY`.
         beat: called about every `BEAT_SECONDS` while `receive` waits; may raise, and the child is then to be closed.
+        forks: what starts it.
 
     Raises:
         MediaError: it did not start.
     """
 
-    def __init__(self, name: str, limits: Limits, memory: int | None = None, beat: Beat = nothing) -> None:
+    def __init__(
+        self, name: str, limits: Limits, memory: int | None = None, beat: Beat = nothing, forks: Forks = FORKS
+    ) -> None:
         self.name = name
         self._limits, self._beat = limits, beat
         self._unpacker = Unpacker()

@@ -19,6 +19,7 @@ import pytest
 from actors.video.decode import Decoder
 from actors.video.forking import Forks
 from actors.video.limits import Limits
+from actors.video.process import Child
 from actors.video.scan import Scan, inspect, scan
 from cluster.errors import MediaError
 from tests.media import number, write_clip
@@ -146,18 +147,17 @@ def test_killed_server_takes_its_decoders_along_and_is_replaced(decoder: Decoder
 
 @pytest.mark.parametrize(("python", "why"), [("/nowhere/python", "No such file"), ("/bin/false", "is gone")])
 def test_decoder_that_cannot_be_started_is_a_named_error(
-    found: Scan, monkeypatch: pytest.MonkeyPatch, python: str, why: str
+    monkeypatch: pytest.MonkeyPatch, python: str, why: str
 ) -> None:
-    monkeypatch.setattr("actors.video.process.forks", Forks())
     monkeypatch.setattr(sys, "executable", python)
-    with pytest.raises(MediaError, match=rf"clip\.mp4: cannot be decoded: the decoding process did not start: .*{why}"):
-        Decoder(found, LIMITS)
+    with pytest.raises(MediaError, match=rf"a\.mp4: cannot be decoded: the decoding process did not start: .*{why}"):
+        Child("a.mp4", LIMITS, forks=Forks())
 
 
 def test_appetite_for_memory_is_an_error_of_that_file(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "big.mkv", frames=1, width=2048, height=2048, codec="ffv1")
     with pytest.raises(MediaError, match="needs more memory") as caught:
-        inspect(clip.path, replace(LIMITS, memory_bytes=80 * 2**20))
+        inspect(clip.path, replace(LIMITS, memory_bytes=110 * 2**20))
     assert caught.value.thing == "big.mkv"
     assert inspect(clip.path, LIMITS).info.width == 2048
 

@@ -1,4 +1,4 @@
-"""Strangers' images: a process each, started before; refused by name, and never a burden to others."""
+"""Strangers' images: a process each; refused by name, and never a burden to others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -20,7 +21,9 @@ import pytest
 
 from actors.video.image import encode_still
 from actors.video.limits import Limits
+from actors.video.process import Child
 from actors.video.stills import Stills
+from actors.video.wire import Message
 from cluster.errors import MediaError
 from tests.actors.video.test_child import ROOT, is_running
 from tests.images import animated_webp, bomb, cmyk_jpeg, encoded, exif, jpeg_of_size, png, with_exif
@@ -44,10 +47,6 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def waiting(stills: Stills) -> list[int]:
-    return stills._spares.pids()
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".png", "png"), (".jpg", "jpeg"), (".webp", "webp")])
@@ -90,15 +89,15 @@ def refused() -> dict[str, tuple[bytes, str]]:
     }
 
 
-def test_what_is_no_image_for_requests_is_refused_before_any_process_sees_it(stills: Stills) -> None:
-    wait_for(lambda: len(waiting(stills)) == 2)
-    before = waiting(stills)
+def test_what_is_no_image_for_requests_is_refused_before_any_process_sees_it(
+    stills: Stills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.video.stills.Child", None)
     for name, (data, why) in refused().items():
         with pytest.raises(MediaError, match=f"^{name}: .*{why}"):
             stills.decode(data, name)
-    with Stills(replace(LIMITS, max_bytes=1000), spares=0) as strict, pytest.raises(MediaError, match="has 1001 bytes"):
+    with Stills(replace(LIMITS, max_bytes=1000)) as strict, pytest.raises(MediaError, match="has 1001 bytes"):
         strict.decode(bytes(1001), "large")
-    assert waiting(stills) == before
 
 
 def test_broken_images_are_errors_of_their_own(stills: Stills) -> None:
@@ -127,152 +126,135 @@ def test_a_header_that_lies_within_the_limits_gives_its_size_or_an_error(stills:
 
 def test_appetite_for_memory_is_an_error_of_that_image() -> None:
     data = bomb(5000)
-    with Stills(replace(LIMITS, memory_bytes=100 * 2**20), spares=0) as strict:
+    with Stills(replace(LIMITS, memory_bytes=100 * 2**20)) as strict:
         with pytest.raises(MediaError, match=r"^bomb\.png: .*(memory|cannot be decoded)"):
             strict.decode(data, "bomb.png")
         assert strict.decode(encoded(picture(6), ".png"), "good").rgb.shape == (48, 64, 3)
 
 
-def test_spares_are_used_once_and_replaced(stills: Stills) -> None:
-    used = set()
+class Observed(Child):
+    """Children of stills, the last of which is remembered, and sent a signal when it has its image."""
+
+    last: ClassVar[Child]
+    signal: ClassVar[signal.Signals | None] = None
+
+    def send(self, message: Message) -> None:
+        Observed.last = self
+        super().send(message)
+        if Observed.signal is not None:
+            os.kill(self.pid, Observed.signal)
+
+
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> type[Observed]:
+    monkeypatch.setattr("actors.video.stills.Child", Observed)
+    return Observed
+
+
+def test_each_image_has_a_process_that_ends_with_it(stills: Stills, observed: type[Observed]) -> None:
+    pids = set()
     for seed in range(3):
-        wait_for(lambda: len(waiting(stills)) == 2)
-        first = waiting(stills)[0]
-        used.add(first)
         stills.decode(encoded(picture(seed), ".png"), "a.png")
-        assert not is_running(first) and first not in waiting(stills)
-    assert len(used) == 3
+        pids.add(observed.last.pid)
+        assert not Path(f"/proc/{observed.last.pid}").exists()
+    assert len(pids) == 3
 
 
-def test_without_spares_one_is_started_on_the_spot() -> None:
-    with Stills(LIMITS, spares=0) as none:
-        assert np.array_equal(none.decode(encoded(picture(7), ".png"), "a.png").rgb, picture(7))
-        assert waiting(none) == []
-
-
-def test_spares_that_die_while_they_wait_are_replaced(stills: Stills) -> None:
-    wait_for(lambda: len(waiting(stills)) == 2)
-    dead = waiting(stills)
-    for pid in dead:
-        os.kill(pid, signal.SIGKILL)
-    # At once: nobody waits for the thread that looks after them.
-    assert np.array_equal(stills.decode(encoded(picture(8), ".png"), "a.png").rgb, picture(8))
-    wait_for(lambda: len(waiting(stills)) == 2 and not set(waiting(stills)) & set(dead))
-
-
-def test_a_spare_that_dies_as_it_is_asked_costs_nothing(stills: Stills, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look whether it lives and the image."""
-    wait_for(lambda: len(waiting(stills)) == 2)
-    take, killed = stills._spares.take, []
-
-    def take_dying() -> object:
-        child = take()
-        if not killed:
-            killed.append(child.pid)
-            os.kill(child.pid, signal.SIGKILL)
-        return child
-
-    monkeypatch.setattr(stills._spares, "take", take_dying)
-    assert np.array_equal(stills.decode(encoded(picture(9), ".png"), "a.png").rgb, picture(9))
-    assert killed
-
-
-def test_waiting_is_no_stall_but_silence_afterwards_is() -> None:
-    with Stills(replace(LIMITS, stall_seconds=0.5), spares=1) as strict:
-        wait_for(lambda: len(waiting(strict)) == 1)
-        before = waiting(strict)
-        time.sleep(2)
-        assert waiting(strict) == before and is_running(before[0])
-        take = strict._spares.take
-
-        def take_stopped() -> object:
-            child = take()
-            os.kill(child.pid, signal.SIGSTOP)
-            return child
-
-        strict._spares.take = take_stopped  # type: ignore[assignment,method-assign]
-        with pytest.raises(MediaError, match=r"a\.png: its decoder stalled"):
-            strict.decode(encoded(picture(10), ".png"), "a.png")
-
-
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGXCPU"])
-def test_a_decoder_that_dies_of_an_image_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Stills(LIMITS, spares=0) as stills:
-        take = stills._spares.take
-
-        def take_doomed() -> object:
-            child = take()
-            given = child.give
-
-            def give(*arguments: object) -> None:
-                given(*arguments)  # type: ignore[arg-type]
-                os.kill(child.pid, signal.Signals[name])
-
-            child.give = give  # type: ignore[method-assign]
-            return child
-
-        monkeypatch.setattr(stills._spares, "take", take_doomed)
-        data = encode_still(np.zeros((4000, 4000, 3), np.uint8), None, "webp", 100)
-        with pytest.raises(MediaError, match=rf"a\.webp: its decoder was ended by {name}"):
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (signal.SIGSEGV, "its decoder was ended by SIGSEGV"),
+        (signal.SIGXCPU, "its decoder was ended by SIGXCPU"),
+        (signal.SIGSTOP, "its decoder stalled"),
+    ],
+)
+def test_a_decoder_that_dies_or_hangs_of_an_image_is_named(
+    sent: signal.Signals, why: str, observed: type[Observed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observed, "signal", sent)
+    data = encode_still(np.zeros((4000, 4000, 3), np.uint8), None, "webp", 100)
+    with Stills(replace(LIMITS, stall_seconds=0.5) if sent == signal.SIGSTOP else LIMITS) as stills:
+        with pytest.raises(MediaError, match=rf"a\.webp: {why}"):
             stills.decode(data, "a.webp")
+        assert not is_running(observed.last.pid)
+
+
+def servers() -> set[int]:
+    """Process ids of the fork servers that this process has."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = {int(pid) for listed in children for pid in listed.read_text().split()}
+    return {pid for pid in pids if b"actors.video.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 def test_closing_and_dropping_leave_no_process() -> None:
+    before = servers()
     closed = Stills(LIMITS)
-    wait_for(lambda: len(waiting(closed)) == 2)
-    pids = waiting(closed)
+    assert len(servers() - before) == 1
     closed.close()
     closed.close()
-    assert not any(is_running(pid) for pid in pids)
+    wait_for(lambda: servers() <= before)
     with pytest.raises(RuntimeError, match="closed"):
         closed.decode(encoded(picture(1), ".png"), "a.png")
-    opened = Stills(LIMITS)
-    spares = opened._spares
-    wait_for(lambda: len(spares.pids()) == 2)
-    pids = spares.pids()
-    del opened
+    dropped = Stills(LIMITS)
+    dropped.decode(encoded(picture(1), ".png"), "a.png")
+    assert len(servers() - before) == 1
+    del dropped
     gc.collect()
-    wait_for(lambda: not any(is_running(pid) for pid in pids))
+    wait_for(lambda: servers() <= before)
 
 
-def test_spares_die_with_their_parent() -> None:
+def test_an_image_that_is_being_decoded_when_its_decoder_closes_is_finished(observed: type[Observed]) -> None:
+    class Closing(observed):  # type: ignore[misc,valid-type]
+        def send(self, message: Message) -> None:
+            stills.close()
+            super().send(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.video.stills.Child", Closing)
+        stills = Stills(LIMITS)
+        assert np.array_equal(stills.decode(encoded(picture(8), ".png"), "a.png").rgb, picture(8))
+
+
+def test_server_of_images_dies_with_its_parent_which_loads_no_codec() -> None:
     script = (
-        "import sys, time\nfrom actors.video.limits import Limits\nfrom actors.video.stills import Stills\n"
-        "stills = Stills(Limits())\n"
-        "while len(stills._spares.pids()) < 2:\n    time.sleep(0.01)\n"
-        "print(*stills._spares.pids(), *(m for m in ('torch', 'ray', 'cv2') if m in sys.modules), flush=True)\n"
-        "sys.stdin.read()\n"
+        "import sys\nfrom pathlib import Path\nfrom actors.video.limits import Limits\n"
+        "from actors.video.stills import Stills\nstills = Stills(Limits())\n"
+        "print(*(t for p in Path('/proc/self/task').glob('*/children') for t in p.read_text().split()))\n"
+        "print(*(m for m in ('torch', 'ray', 'cv2', 'av') if m in sys.modules), flush=True)\nsys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(pids) == 2 and all(is_running(pid) for pid in pids)
+        (pid,) = (int(pid) for pid in parent.stdout.readline().split())
+        assert is_running(pid) and parent.stdout.readline() == "\n"
         parent.kill()
-    wait_for(lambda: not any(is_running(pid) for pid in pids))
+    wait_for(lambda: not is_running(pid))
 
 
 def test_nothing_is_left_open(stills: Stills) -> None:
-    def settled() -> int:
-        wait_for(lambda: len(waiting(stills)) == 2)
-        return len(list(Path("/proc/self/fd").iterdir()))
+    def use() -> tuple[int, int]:
+        stills.decode(encoded(picture(1), ".png"), "a.png")
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
-    first, threads = settled(), threading.active_count()
-    for seed in range(4):
-        stills.decode(encoded(picture(seed), ".png"), "a.png")
-    wait_for(lambda: settled() == first and threading.active_count() <= threads)
+    first = use()
+    assert [use() for _ in range(3)] == [first] * 3
 
 
-def test_an_image_s_process_can_write_no_file_and_work_no_minute(stills: Stills) -> None:
-    wait_for(lambda: len(waiting(stills)) == 2)
-    pid = waiting(stills)[0]
+def test_an_image_s_process_can_write_no_file_and_work_no_minute(
+    stills: Stills, observed: type[Observed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined: dict[str, str] = {}
 
-    def confined() -> dict[str, str]:
-        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
-        return {line[:26].strip(): line[26:47].strip() for line in lines}
+    def receive(child: Child) -> tuple[Message, bytes]:
+        answer = Child.receive(child)
+        lines = Path(f"/proc/{child.pid}/limits").read_text().splitlines()[1:]
+        confined.update({line[:26].strip(): line[26:47].strip() for line in lines})
+        return answer
 
-    wait_for(lambda: confined()["Max file size"] == "0")
-    assert confined()["Max cpu time"] == "30"
-    assert confined()["Max core file size"] == "0"
-    assert confined()["Max data size"] == str(LIMITS.memory_bytes)
+    monkeypatch.setattr(observed, "receive", receive)
+    stills.decode(encoded(picture(1), ".png"), "a.png")
+    assert confined["Max file size"] == "0"
+    assert confined["Max cpu time"] == "30"
+    assert confined["Max core file size"] == "0"
+    assert confined["Max data size"] == str(LIMITS.memory_bytes)
