@@ -81,7 +81,7 @@ def _read(folder: Path) -> tuple[int, Process] | None:
 
 
 def _name(command: bytes) -> str:
-    """`ray::Lane`, `raylet`, `actors.video.child`…: what a person recognises in a command line."""
+    """`ray::Lane`, `raylet`, `actors.video.fork_server`…: what a person recognises in a command line."""
     words = [word.decode(errors="replace") for word in command.split(b"\0") if word]
     if not words:
         return "?"
