@@ -128,8 +128,13 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             logging_level="ERROR",
             log_to_driver=False,
             runtime_env={"worker_process_setup_hook": install},
-            # Workers that are started ahead have none of this environment, so nobody takes them.
-            _system_config={**FREE_OBJECTS, "prestart_worker_first_driver": False},
+            # Workers that are started ahead have none of this environment, so nobody takes them. Those that have ended
+            # their task wait for that of the next test: a new one imports for a second.
+            _system_config={
+                **FREE_OBJECTS,
+                "prestart_worker_first_driver": False,
+                "idle_worker_killing_time_threshold_ms": 10 * 60 * 1000,
+            },
         )
         found = ray.cluster_resources()
         yield Session(

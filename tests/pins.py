@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from cluster.config import PinSettings
 
-FIRST = PinSettings(name="test-first", models=("pinned-trail", "pinned-echo"), call_timeout_s=60)
-SECOND = PinSettings(name="test-second", models=("pinned-trail-too",), call_timeout_s=60)
+UPSCALE, DENOISE, RVM = "realesr-animevideov3", "realesr-general-x4v3", "rvm-mobilenetv3"
+
+FIRST = PinSettings(
+    name="test-first",
+    models=(UPSCALE, DENOISE, RVM, "realesrgan-x4plus", "pinned-trail", "pinned-echo"),
+    torch_threads=1,
+    resident=2,
+    call_timeout_s=60,
+)
+SECOND = PinSettings(name="test-second", models=("pinned-trail-too",), torch_threads=1, call_timeout_s=60)

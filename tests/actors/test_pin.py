@@ -14,27 +14,17 @@ from actors.catalogue import card
 from actors.frames import FrameBatch
 from actors.model import Setup, Step
 from actors.pin import build
-from cluster.config import PinSettings
 from cluster.errors import ClusterError, TroupeError, UsageError, WeightsError
 from cluster.identity import code_hash
 from cluster.pins import describe, ensure_pins, handle
 from cluster.session import Session
 from cluster.weights import WeightsStore
-
-UPSCALE, DENOISE, RVM = "realesr-animevideov3", "realesr-general-x4v3", "rvm-mobilenetv3"
-PIN = PinSettings(
-    name="test-pin",
-    models=(UPSCALE, DENOISE, RVM, "realesrgan-x4plus", "pinned-echo"),
-    num_gpus=0.4,
-    torch_threads=1,
-    resident=2,
-)
+from tests.pins import DENOISE, FIRST, RVM, UPSCALE
 
 
 @pytest.fixture(scope="module")
-def pin(local_ray: Session) -> str:  # noqa: ARG001 - it must be there
-    ensure_pins([PIN], build)
-    return PIN.name
+def pin(pins: None) -> str:  # noqa: ARG001 - it must be there
+    return FIRST.name
 
 
 def step(model: str, load: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
@@ -54,7 +44,7 @@ def test_describe_says_what_the_pin_is(pin: str, tiny_weights: Path) -> None:
     answer = ask(pin, step(UPSCALE))
     assert answer["device"] == "cpu"
     assert answer["code"] == code_hash("actors")
-    assert answer["settings"] == PIN.model_dump()
+    assert answer["settings"] == FIRST.model_dump()
     assert answer["pixels"] == {"dtype": "auto", "micro_batch": 4, "tile": 0}
     assert UPSCALE in answer["models"]
     found = answer["weights"][UPSCALE]
@@ -112,10 +102,10 @@ def test_missing_weights_are_told_with_the_command(pin: str) -> None:
 
 
 def test_model_that_the_pin_does_not_host_is_refused(pin: str) -> None:
-    with pytest.raises(UsageError, match="pin test-pin: does not host pinned-trail"):
-        ask(pin, step("pinned-trail"))
-    with pytest.raises(TroupeError, match="does not host pinned-trail"):
-        handle(pin).run.remote([step("pinned-trail")], frames(), None).result(timeout_s=60)
+    with pytest.raises(UsageError, match="pin test-first: does not host pinned-trail-too"):
+        ask(pin, step("pinned-trail-too"))
+    with pytest.raises(TroupeError, match="does not host pinned-trail-too"):
+        handle(pin).run.remote([step("pinned-trail-too")], frames(), None).result(timeout_s=60)
 
 
 def test_pin_asks_for_no_gpu_where_there_is_none_and_says_so(
@@ -124,14 +114,14 @@ def test_pin_asks_for_no_gpu_where_there_is_none_and_says_so(
     assert local_ray.gpus == 0
     told: list[str] = []
     monkeypatch.setattr(logging.getLogger("ray.serve"), "warning", lambda text, *values: told.append(text % values))
-    options = build(PIN.model_dump())._bound_deployment.ray_actor_options
-    assert (options["num_gpus"], options["num_cpus"]) == (0, PIN.num_cpus)
-    assert told == ["pin test-pin: no GPU in this cluster, its models run on the CPU"]
+    options = build(FIRST.model_copy(update={"num_gpus": 0.4}).model_dump())._bound_deployment.ray_actor_options
+    assert (options["num_gpus"], options["num_cpus"]) == (0, FIRST.num_cpus)
+    assert told == ["pin test-first: no GPU in this cluster, its models run on the CPU"]
 
 
 def test_pin_that_is_found_running_is_not_deployed_again(pin: str) -> None:
     before = ask(pin)
-    assert ensure_pins([PIN], build) == ([PIN.name], [])
+    assert ensure_pins([FIRST], build) == ([FIRST.name], [])
     assert ask(pin)["pid"] == before["pid"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.model import Step
-from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
+from cluster.config import BatchSettings, Config, TroupeSettings
 from cluster.session import Session, messages_on_stderr
 from jobs import perform as performing
 from jobs.assemble import assemble
@@ -20,15 +20,11 @@ from jobs.plan import plan_video
 from jobs.task import VideoTask
 from tests.jobs.inprocess import do_segments, task_of
 from tests.media import Sound, write_clip
+from tests.pins import FIRST, SECOND
 
-UPSCALE, RVM = "realesr-animevideov3", "rvm-mobilenetv3"
-PINS = (
-    PinSettings(name="job-upscale", models=(UPSCALE, "pinned-trail", "pinned-echo"), torch_threads=1),
-    PinSettings(name="job-matte", models=(RVM, "pinned-trail-too"), torch_threads=1),
-)
 #: One lane, because each is a process that takes seconds to start.
 CONFIG = Config(
-    pins=PINS, troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=1, retries=1, batch_mib=1))
+    pins=(FIRST, SECOND), troupe=TroupeSettings(batch=BatchSettings(segment_seconds=1, lanes=1, retries=1, batch_mib=1))
 )
 TWO_LANES = CONFIG.model_copy(
     update={"troupe": TroupeSettings(batch=CONFIG.troupe.batch.model_copy(update={"lanes": 2}))}

@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cluster.session import Session
 from tests.jobs.command import Command, run, wait_until, write_config
+from tests.jobs.performing import jobs_on
 from tests.media import Sound, number, read_rgb, write_clip, write_green_screen
 
 DRAFT = ("--preset", "draft", "--matte", "none", "--scale", "1")
@@ -134,23 +136,26 @@ def test_one_cpu_is_enough_for_pins_lanes_and_planning(tmp_path: Path, tiny_weig
     ended = command.finish()
     assert ended.code == 0, ended.output + ended.errors
     assert any("local Ray: 1 CPUs" in event.get("text", "") for event in ended.events)
+    assert any("pin restage started" in event.get("text", "") for event in ended.events)
     assert [number(frame) for frame in read_rgb(tmp_path / "out" / "a.mp4")] == list(range(12))
     assert command.living() == []
 
 
 def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(
-    tmp_path: Path, joining: dict[str, str]
+    tmp_path: Path, local_ray: Session
 ) -> None:
     clip(tmp_path / "a.mp4", frames=12)
-    first = run("a.mp4", *DRAFT, "-o", "out", cwd=tmp_path, environment=joining)
-    assert first.code == 0, first.errors
+    with jobs_on(local_ray):
+        first = restage("a.mp4", *DRAFT, "--lanes", "1", "-o", "out")
+    assert first.exit_code == 0, first.output
     made = (tmp_path / "out" / "a.mp4").read_bytes()
     skipped = restage("a.mp4", *DRAFT, "-o", "out")
     assert skipped.exit_code == 0
     assert "a.mp4: finished before, skipped" in skipped.output
     (tmp_path / "out" / "a.mp4").unlink()
-    again = run("a.mp4", *DRAFT, "--force", "--preview", "-o", "out", cwd=tmp_path, environment=joining)
-    assert again.code == 0, again.errors
+    with jobs_on(local_ray):
+        again = restage("a.mp4", *DRAFT, "--lanes", "1", "--force", "--preview", "-o", "out")
+    assert again.exit_code == 0, again.output
     assert (tmp_path / "out" / "a.mp4").read_bytes() == made
     assert (tmp_path / "out" / "a.jpg").stat().st_size > 1000
 
@@ -159,7 +164,7 @@ def test_finished_outputs_are_skipped_force_redoes_them_and_preview_shows_them(
 def test_interrupt_ends_within_five_seconds_and_leaves_nothing_running(tmp_path: Path, moment: str) -> None:
     write_clip(tmp_path / "a.mp4", frames=90, width=320, height=240)
     # One segment: its file is there from the first packet, which x264 gives when it has looked at sixty frames.
-    config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 8}, encode={"threads": 1})
+    config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 8, "lanes": 1}, encode={"threads": 1})
     slow = ("--preset", "draft", "--matte", "none", "--scale", "4", "--x264", "veryslow", "--config", config)
     command = Command("a.mp4", *slow, "-o", "out", cwd=tmp_path)
     if moment == "Ray starts":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,21 +10,20 @@ import ray
 
 from actors.catalogue import CARDS
 from actors.model import Setup, Step
-from actors.pin import build
+from cluster import metrics
 from cluster.errors import ClusterError
-from cluster.pins import describe, ensure_pins
+from cluster.pins import describe
 from cluster.weights import WeightsStore
 from jobs.batch import Batch
+from jobs.pins import resident_steps
 from jobs.plan import plan_video
 from jobs.progress import Reporter
 from jobs.restage.finish import Restaging
 from jobs.task import VideoTask
+from tests.cluster.test_metrics import Reported
 from tests.jobs.performing import (
     CONFIG,
-    PINS,
-    RVM,
     TWO_LANES,
-    UPSCALE,
     Performed,
     Performing,
     clips,
@@ -33,8 +32,11 @@ from tests.jobs.performing import (
 )
 from tests.media import number, read_rgb
 from tests.models import with_test_models
+from tests.pins import FIRST, RVM, SECOND, UPSCALE
 
 pytestmark = pytest.mark.usefixtures("test_models")
+
+TRAIL = "pinned-trail-too"
 
 
 def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
@@ -46,23 +48,22 @@ def in_lane(monkeypatch: pytest.MonkeyPatch, store: Path, *models: str) -> None:
         monkeypatch.setitem(CARDS, model, replace(card, resident=False, load=lambda _, m=loaded: m))
 
 
-def test_second_job_uses_the_loaded_models_and_both_equal_one_process(
+@pytest.mark.usefixtures("pins")
+def test_job_uses_the_models_that_are_loaded_and_equals_one_process(
     performed: Performing, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = (Step(UPSCALE, {}, {"size": [96, 72]}), Step(RVM, {}, {"long_side": 64}))
-    task, other = (composed(t) for t in tasks_of(tmp_path, "out", "a.mp4", "b.mp4", steps=steps))
-    first = performed([task])
-    assert first.outcomes["a.mp4"].status == "done", first.outcomes["a.mp4"].error
-    assert [note for note in first.notes if "job-upscale started" in note]
-    before = {pin.name: describe(pin.name, (), 60) for pin in PINS}
-    second = performed([other])
-    assert second.outcomes["b.mp4"].status == "done"
-    assert [note for note in second.notes if f"job-matte was running (process {before['job-matte']['pid']}" in note]
-    for name, answer in before.items():
-        after = describe(name, (), 60)
+    steps = (Step(TRAIL), Step(UPSCALE, {}, {"size": [96, 72]}), Step(RVM, {}, {"long_side": 64}))
+    (task,) = (composed(t) for t in tasks_of(tmp_path, "out", "a.mp4", steps=steps))
+    asked = {pin.name: [asdict(step) for step in resident_steps(task, CONFIG, pin)] for pin in CONFIG.pins}
+    before = {pin: describe(pin, of_it, 60) for pin, of_it in asked.items()}
+    done = performed([task])
+    assert done.outcomes["a.mp4"].status == "done", done.outcomes["a.mp4"].error
+    for pin, answer in before.items():
+        assert [note for note in done.notes if f"{pin} was running (process {answer['pid']}" in note]
+        after = describe(pin, (), 60)
         assert (after["pid"], after["loads"]) == (answer["pid"], answer["loads"])
         assert after["calls"] > answer["calls"]
-    in_lane(monkeypatch, tiny_weights, UPSCALE, RVM)
+    in_lane(monkeypatch, tiny_weights, TRAIL, UPSCALE, RVM)
     assert task.output.read_bytes() == undisturbed(task, tmp_path / "alone")
 
 
@@ -72,13 +73,26 @@ def composed(task: VideoTask) -> VideoTask:
     return replace(task, finish=replace(task.finish, size=(96, 72), background="#20405f", background_hash="#20405f"))
 
 
+def skewed(tasks: list[VideoTask]) -> list[VideoTask]:
+    """The tasks, the first with a step of a pin, the second made by other code."""
+    return [replace(tasks[0], steps=(Step(UPSCALE, {}, {"size": [64, 48]}),)), replace(tasks[1], code="another")]
+
+
+@pytest.fixture(scope="module")
+def allowed(performed: Performing, tmp_path_factory: pytest.TempPathFactory, pins: None) -> Performed:  # noqa: ARG001
+    """A job that goes on though its pin and its lane run other code."""
+    tasks = skewed(tasks_of(tmp_path_factory.mktemp("allowed"), "out", "a.mp4", "b.mp4"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.pins.code_hash", lambda *_: "another")
+        return performed(tasks, allow_skew=True)
+
+
 def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
-    performed: Performing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    performed: Performing, allowed: Performed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ensure_pins(PINS, build)
-    (task,) = tasks_of(tmp_path, "out", "a.mp4", steps=(Step(UPSCALE, {}, {"size": [64, 48]}),))
-    refused = r"pin job-upscale: is not what this job expects: {}.*--allow-skew"
-    config = CONFIG.model_copy(update={"pins": (PINS[0].model_copy(update={"tile": 64}), PINS[1])})
+    task, _ = skewed(tasks_of(tmp_path, "out", "a.mp4", "b.mp4"))
+    refused = r"pin test-first: is not what this job expects: {}.*--allow-skew"
+    config = CONFIG.model_copy(update={"pins": (FIRST.model_copy(update={"tile": 64}), SECOND)})
     with pytest.raises(ClusterError, match=refused.format("tile 0 against 64")):
         performed([task], config)
     with pytest.raises(ClusterError, match=refused.format(f"weights {UPSCALE}")):
@@ -86,23 +100,19 @@ def test_pin_that_is_not_what_the_job_expects_is_refused_unless_allowed(
     monkeypatch.setattr("jobs.pins.code_hash", lambda *_: "another")
     with pytest.raises(ClusterError, match=refused.format("code .* against another here")):
         performed([task])
-    allowed = performed([task], allow_skew=True)
-    assert allowed.statuses == {"a.mp4": "done"}
+    assert allowed.outcomes["a.mp4"].status == "done", allowed.outcomes["a.mp4"].error
     (told,) = [note for note in allowed.notes if "against another here (--allow-skew)" in note]
     assert allowed.outcomes["a.mp4"].row["notices"] == [told]
 
 
-def test_lane_of_other_code_is_refused_unless_allowed_and_then_told(performed: Performing, tmp_path: Path) -> None:
-    tasks = [replace(task, code="another") for task in tasks_of(tmp_path, "out", "a.mp4", "b.mp4")]
-    refused = performed(tasks)
-    assert refused.statuses == {"a.mp4": "failed", "b.mp4": "failed"}
-    assert "runs other code" in refused.outcomes["a.mp4"].error
-    allowed = performed(tasks, allow_skew=True)
-    for name, outcome in allowed.outcomes.items():
-        (notice,) = outcome.row["notices"]
-        assert "runs other code" in notice
-        assert notice.endswith("than this job (another) (--allow-skew)")
-        assert allowed.notes.count(f"{name}: {notice}") == 1
+def test_lane_of_other_code_is_refused_unless_allowed_and_then_told(harmed: Harmed, allowed: Performed) -> None:
+    assert harmed.done.statuses["skewed.mp4"] == "failed"
+    assert "runs other code" in harmed.done.outcomes["skewed.mp4"].error
+    assert allowed.outcomes["b.mp4"].status == "done", allowed.outcomes["b.mp4"].error
+    (notice,) = allowed.outcomes["b.mp4"].row["notices"]
+    assert "runs other code" in notice
+    assert notice.endswith("than this job (another) (--allow-skew)")
+    assert allowed.notes.count(f"b.mp4: {notice}") == 1
 
 
 def test_dead_assembler_ends_the_job_with_its_error(
@@ -112,6 +122,7 @@ def test_dead_assembler_ends_the_job_with_its_error(
         raise MemoryError("no room for the assembler")
 
     monkeypatch.setattr(Batch, "_assemble", dying)
+    clips(tmp_path, "a.mp4", frames=4)
     with pytest.raises(MemoryError, match="no room for the assembler"):
         performed(tasks_of(tmp_path, "out", "a.mp4"))
 
@@ -123,15 +134,17 @@ class Harmed:
     Attributes:
         tasks: all, by the names of their clips.
         lane_died, pin_died: files that are there since a lane, or a pin, has died of a video that goes on after it.
+        reported: what the driver reported to Ray.
     """
 
     tasks: dict[str, VideoTask]
     done: Performed
     lane_died: Path
     pin_died: Path
+    reported: Reported
 
 
-FAILING = ("poison.mp4", "error.mp4", "pin_error.mp4", "unrecorded.mp4")
+FAILING = ("poison.mp4", "error.mp4", "pin_error.mp4", "unrecorded.mp4", "skewed.mp4")
 FINISHING = ("a.mp4", "lane.mp4", "pin.mp4", "b.mp4")
 
 
@@ -153,8 +166,11 @@ def harmed(performed: Performing, tmp_path_factory: pytest.TempPathFactory) -> H
     (folder / "blocked").mkdir()
     (folder / "blocked" / "ledger").write_text("in the way")
     tasks["unrecorded.mp4"] = replace(tasks["unrecorded.mp4"], root=folder / "blocked")
-    with with_test_models():
-        return Harmed(tasks, performed(list(tasks.values()), TWO_LANES), lane_died, pin_died)
+    tasks["skewed.mp4"] = replace(tasks["skewed.mp4"], code="another")
+    reported = Reported()
+    with with_test_models(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_reported", reported)
+        return Harmed(tasks, performed(list(tasks.values()), TWO_LANES), lane_died, pin_died, reported)
 
 
 def test_lane_that_dies_is_replaced_and_its_video_finishes_the_same(harmed: Harmed, tmp_path: Path) -> None:
@@ -179,7 +195,7 @@ def test_videos_that_fail_are_told_by_name_and_the_others_finish(harmed: Harmed)
         assert not harmed.tasks[name].output.exists() or name == "unrecorded.mp4"
     told = [Path(event["input"]).name for event in done.events if event["event"] == "failed"]
     assert sorted(told) == sorted(FAILING)
-    assert [number(frame) for frame in read_rgb(harmed.tasks["b.mp4"].output)] == list(range(700, 736))
+    assert [number(frame) for frame in read_rgb(harmed.tasks["b.mp4"].output)] == list(range(800, 836))
 
 
 def test_pin_that_dies_costs_nothing_but_retries(harmed: Harmed, tmp_path: Path) -> None:
@@ -187,9 +203,24 @@ def test_pin_that_dies_costs_nothing_but_retries(harmed: Harmed, tmp_path: Path)
     outcome = harmed.done.outcomes["pin.mp4"]
     assert outcome.status == "done", outcome.error
     assert outcome.row["retries"] >= 1
-    assert [note for note in harmed.done.notes if note.startswith("pin.mp4: pin job-") and "lost, repeating" in note]
+    assert [note for note in harmed.done.notes if note.startswith("pin.mp4: pin test-") and "lost, repeating" in note]
     in_lane = replace(outcome.task, steps=(Step("trail"), Step("trail")))
     assert outcome.task.output.read_bytes() == undisturbed(in_lane, tmp_path)
+
+
+def test_job_reports_what_became_of_its_segments(harmed: Harmed) -> None:
+    def by_state(name: str) -> dict[str, float]:
+        return {dict(tags)["state"]: value for tags, value in harmed.reported.of(name).items()}
+
+    segments = by_state("troupe_job_segments")
+    # Those of the video without a ledger are done too. What a lane tells while it dies may not arrive.
+    assert segments.pop("done") in {14, 15}
+    assert segments == {"failed": 2}
+    (frames,) = harmed.reported.of("troupe_job_frames").values()
+    assert frames >= 36 * len(FINISHING)
+    videos = by_state("troupe_job_videos")
+    assert (videos["done"], videos["failed"]) == (len(FINISHING), len(FAILING))
+    assert list(harmed.reported.of("troupe_job_lanes_paused").values()) == [0]
 
 
 def test_more_videos_than_lanes_all_end_even_without_the_progress_actor(
@@ -204,7 +235,7 @@ def test_more_videos_than_lanes_all_end_even_without_the_progress_actor(
         return reporter
 
     monkeypatch.setattr(Reporter, "start", start_and_kill)
-    names = [f"{i}.mp4" for i in range(7)]
+    names = [f"{i}.mp4" for i in range(4)]
     clips(tmp_path, *names, frames=4)
     done = performed(tasks_of(tmp_path, "out", *names))
     assert done.statuses == dict.fromkeys(names, "done")
