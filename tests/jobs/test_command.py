@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cluster.session import Session
-from tests.jobs.command import Command, run, wait_until, write_config
+from tests.jobs.command import Command, wait_until, write_config
 from tests.jobs.performing import jobs_on
 from tests.media import Sound, number, read_rgb, write_clip, write_green_screen
 
@@ -104,11 +105,12 @@ def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path, monkeypatch: 
 def test_dry_run_in_json_is_one_object_a_line(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4", frames=60, rate=4)
     (tmp_path / "b.mp4").write_text("no video")
-    ended = run("a.mp4", "b.mp4", *DRAFT, "--dry-run", "--json", cwd=tmp_path)
-    assert ended.code == 1
-    plan = next(event for event in ended.events if event["event"] == "plan")
+    ended = restage("a.mp4", "b.mp4", *DRAFT, "--dry-run", "--json")
+    assert ended.exit_code == 1
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    plan = next(event for event in events if event["event"] == "plan")
     assert (plan["frames"], plan["output_size"], plan["runs"]) == (60, [160, 120], [[[0, 30], [30, 60]]])
-    assert [Path(event["input"]).name for event in ended.events if event["event"] == "failed"] == ["b.mp4"]
+    assert [Path(event["input"]).name for event in events if event["event"] == "failed"] == ["b.mp4"]
 
 
 @pytest.mark.parametrize("relative", ["input", "output", "background"])
@@ -165,7 +167,7 @@ def test_interrupt_ends_within_five_seconds_and_leaves_nothing_running(tmp_path:
     write_clip(tmp_path / "a.mp4", frames=90, width=320, height=240)
     # One segment: its file is there from the first packet, which x264 gives when it has looked at sixty frames.
     config = write_config(tmp_path / "config.yaml", batch={"segment_seconds": 8, "lanes": 1}, encode={"threads": 1})
-    slow = ("--preset", "draft", "--matte", "none", "--scale", "4", "--x264", "veryslow", "--config", config)
+    slow = ("--preset", "draft", "--matte", "none", "--scale", "2", "--x264", "veryslow", "--config", config)
     command = Command("a.mp4", *slow, "-o", "out", cwd=tmp_path)
     if moment == "Ray starts":
         wait_until(lambda: any("raylet" in line for line in command.living()), moment)

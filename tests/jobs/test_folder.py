@@ -38,7 +38,7 @@ def test_broken_inputs_are_named_and_good_ones_finish(tmp_path: Path, joining: d
     config = write_config(tmp_path / "config.yaml", limits=SETTINGS, encode={"threads": 1})
     output = tmp_path / "out"
 
-    choices = ("--preset", "draft", "--matte", "none", "--scale", "1", "--json")
+    choices = ("--preset", "draft", "--matte", "none", "--scale", "1", "--lanes", "1", "--json")
     command = Command(folder, *choices, "--config", config, "-o", output, environment=joining)
     ended = command.finish()
 

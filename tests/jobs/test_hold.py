@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import governor
+from cluster.callboard import Callboard
 from cluster.config import Config, GovernorSettings, TroupeSettings
 from cluster.governor import disk_governor
 from cluster.interrupts import EXIT_INTERRUPTED
@@ -21,6 +22,7 @@ from jobs.course import Pace, frames_of, reading
 from jobs.display import Display
 from jobs.hold import Hold
 from jobs.lane import run_segments
+from jobs.perform import _held
 from jobs.plan import plan_video
 from jobs.progress import Board, Count
 from tests.jobs.command import Command, write_config
@@ -150,6 +152,17 @@ def test_pauses_of_lanes_and_pins_are_told_when_they_begin_and_end(capsys: pytes
     ]
 
 
+def test_pins_of_the_job_that_hold_their_batch_calls_are_told() -> None:
+    class Board(Callboard):
+        def __init__(self) -> None: ...
+
+        def states(self) -> dict[str, dict[str, str]]:  # type: ignore[override]
+            hot = {"a": "GPU 0 at 84 °C, over 83", "b": "", "c": "GPU 1 at 90 °C, over 83"}
+            return {name: {"pin": name, "held": held} for name, held in hot.items()}
+
+    assert _held(Board(), {"a", "b"}) == {"a": "GPU 0 at 84 °C, over 83"}
+
+
 def test_reading_of_a_job_sums_up_its_board() -> None:
     board, pace, stages = Board(), Pace(), dict[str, int]()
     board.put("a", planned=(100, 0), done=40, stage="running", counts={"frames": 40, "segments_done": 2})
@@ -169,7 +182,7 @@ def test_job_that_waits_for_room_says_so_and_ends_at_once_on_ctrl_c(
     clip: Path, tmp_path: Path, joining: dict[str, str]
 ) -> None:
     config = write_config(tmp_path / "ray-config.yaml", governor={"min_free_gib": 1e9})
-    options = ("--config", config, "--preset", "draft", "--matte", "none", "--target", "1", "--json")
+    options = ("--config", config, "--preset", "draft", "--matte", "none", "--target", "1", "--lanes", "1", "--json")
     command = Command(clip, "-o", tmp_path / "out", *options, environment=joining)
     assert command.process.stdout is not None
     told = iter(command.process.stdout.readline, "")

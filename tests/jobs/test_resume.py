@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cluster.config import load_config
+from cluster.session import Session
 from tests.conftest import SoakCount
 from tests.jobs.command import Command, wait_until, write_config
 from tests.jobs.inprocess import restage
+from tests.jobs.performing import jobs_on
 from tests.media import Sound, write_clip
 
 SEGMENTS = 12
@@ -61,10 +69,29 @@ def inodes(output: Path, indices: set[int]) -> dict[int, int]:
     return found
 
 
+@contextmanager
+def inodes_seen(output: Path, indices: set[int]) -> Iterator[set[tuple[int, int]]]:
+    """All inodes that the files of these segments have while the block runs."""
+    seen: set[tuple[int, int]] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.05):  # leaves the cores to the run
+            seen.update(inodes(output, indices).items())
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield seen
+        finally:
+            stop.set()
+        looking.result()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
-    unkilled: tuple[Path, bytes], soak_count: SoakCount, joining: dict[str, str]
+    unkilled: tuple[Path, bytes], soak_count: SoakCount, local_ray: Session, joining: dict[str, str]
 ) -> None:
     folder, expected = unkilled
     count = soak_count(3, 20)
@@ -75,7 +102,7 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         delay = dice.random() * 0.4
         output = folder / f"killed-{trial}"
         # On a Ray of its own, which dies with it, and on a cluster, whose lanes may live on for a moment.
-        killed = Command(*arguments(folder, output), environment=joining if trial % 2 else {})
+        killed = Command(*arguments(folder, output), environment=joining if trial % 3 else {})
         wait_until(
             lambda o=output, m=moment: len(journal(o)) >= m if m >= 0 else any(o.glob(".troupe/*/")),
             f"{moment} segments",
@@ -84,13 +111,9 @@ def test_rerun_after_kill_redoes_no_segment_and_produces_identical_file(
         killed.kill()
         kept = journal(output)
         before = inodes(output, set(kept))
-        again = Command(*arguments(folder, output), environment=joining)
-        seen: set[tuple[int, int]] = set()
-        while again.process.poll() is None:
-            seen |= set(inodes(output, set(kept)).items())
-            time.sleep(0.05)  # leaves the cores to the run
-        ended = again.finish()
-        assert ended.code == 0, ended.errors
+        with jobs_on(local_ray), inodes_seen(output, set(kept)) as seen:
+            again = CliRunner().invoke(app, ["restage", *map(str, arguments(folder, output)), "--lanes", "1"])
+        assert again.exit_code == 0, again.output
         assert seen <= set(before.items()), f"killed after {moment} segments: finished ones were done again"
         assert (output / "clip.mp4").read_bytes() == expected, f"killed after {moment} segments and {delay:.2f} s"
         # Ray's own two agents notice late that their parent was killed.
