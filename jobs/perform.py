@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from actors.catalogue import card
 from cluster.budget import replicas_of
@@ -24,6 +25,9 @@ from jobs.metering import metering
 from jobs.pins import examine, needed_pins, not_expected, resident_steps
 from jobs.progress import Reporter
 from jobs.task import VideoTask
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 
 def perform(tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool) -> list[Outcome]:
@@ -80,8 +84,7 @@ def _raise_pins(
     pins: Sequence[PinSettings], tasks: Sequence[VideoTask], config: Config, display: Display, *, allow_skew: bool
 ) -> dict[str, list[str]]:
     """Has the pins up with their models loaded; returns in what each differs from what the job expects."""
-    # Imported late: a job without pins needs neither Serve nor torch.
-    from actors.pin import build
+    # Imported late: a job without pins does not need Serve.
     from cluster.pins import ensure_pins
 
     store = default_store(os.environ)
@@ -90,7 +93,7 @@ def _raise_pins(
     for line in spread_weights(files):
         display.note(line)
     skew = {}
-    found, deployed = ensure_pins(pins, build)
+    found, deployed = ensure_pins(pins, _build)
     for pin in pins:
         answer, differences = examine(pin, tasks, config)
         models = ", ".join(sorted({step.model for task in tasks for step in resident_steps(task, config, pin)}))
@@ -104,6 +107,13 @@ def _raise_pins(
     if deployed and not found:
         display.note("pins are up")
     return skew
+
+
+def _build(settings: dict[str, Any]) -> Application:
+    # Imported late: torch takes seconds, and pins that run are not built.
+    from actors.pin import build
+
+    return build(settings)
 
 
 def _held(board: Callboard, pins: Collection[str]) -> dict[str, str]:
