@@ -119,6 +119,8 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
         # Calls that tests cancel or let fail are nobody's to look at.
         patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+        # Looks of Serve at its replicas, and reports of tasks that nobody reads (below), cost percents of a core.
+        patch.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
         ray.init(
             address="local",
             num_cpus=2,
@@ -133,6 +135,7 @@ def local_ray(tiny_weights: Path) -> Iterator[Session]:
             _system_config={
                 **FREE_OBJECTS,
                 "prestart_worker_first_driver": False,
+                "task_events_report_interval_ms": 0,
                 "idle_worker_killing_time_threshold_ms": 10 * 60 * 1000,
             },
         )
