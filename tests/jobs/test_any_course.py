@@ -190,7 +190,7 @@ def test_any_course_and_any_order_of_calls_gives_the_frames_of_one_call(
 ) -> None:
     overtaken = 0
 
-    @settings(max_examples=soak_count(50, 2000), phases=(Phase.explicit, Phase.generate, Phase.shrink), **HYPOTHESIS)
+    @settings(max_examples=soak_count(30, 2000), phases=(Phase.explicit, Phase.generate, Phase.shrink), **HYPOTHESIS)
     @given(COURSES)
     def example(course: Course) -> None:
         nonlocal overtaken
@@ -215,7 +215,7 @@ def twice(local_ray: object) -> Iterator[None]:  # noqa: ARG001 - it must be the
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("decoded", "twice")
 def test_any_course_on_two_replicas_gives_the_frames_of_one_call(clip: Clip, soak_count: SoakCount) -> None:
-    @settings(max_examples=soak_count(6, 100), phases=(Phase.explicit, Phase.generate), **HYPOTHESIS)
+    @settings(max_examples=soak_count(4, 100), phases=(Phase.explicit, Phase.generate), **HYPOTHESIS)
     @given(COURSES)
     def example(course: Course) -> None:
         check(clip, course, (TWICE,))
