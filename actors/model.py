@@ -80,3 +80,8 @@ class Step:
     model: str
     load: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Name of the resident that it needs: the model's, and what selects its weights beside that."""
+        return f"{self.model} {sorted(self.load.items())}" if self.load else self.model

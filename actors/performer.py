@@ -29,11 +29,6 @@ from cluster.calls import Call
 from cluster.errors import ClusterError, DeferredError, UsageError
 
 
-def key_of(step: Step) -> str:
-    """The resident that a step needs: the model's name, and what selects its weights beside that."""
-    return f"{step.model} {sorted(step.load.items())}" if step.load else step.model
-
-
 @dataclass(eq=False, slots=True)
 class Work:
     """A call that was accepted.
@@ -63,7 +58,7 @@ class Work:
     @property
     def keys(self) -> list[str]:
         """The residents that it needs."""
-        return [key_of(step) for step in self.steps]
+        return [step.key for step in self.steps]
 
 
 class Watch(Protocol):
@@ -228,7 +223,7 @@ class Performer:
             work.waited = begun - work.arrived
         self._watch.turn_begins(work)
         if work.models is None:
-            by_key = {key_of(step): step for step in work.steps}
+            by_key = {step.key: step for step in work.steps}
             work.models = self.residents.take(work.keys, lambda key: self._loaded(by_key[key]))
             self._tell_sizes(work)
         if work.parted is not None:
@@ -252,7 +247,7 @@ class Performer:
 
         def told(in_force: str) -> None:
             work.notices.append(f"pin {self._name}: CUDA out of memory, {step.model} goes on with {in_force}")
-            self._fitting[key_of(step)] = {name: getattr(model, name) for name in SIZES if hasattr(model, name)}
+            self._fitting[step.key] = {name: getattr(model, name) for name in SIZES if hasattr(model, name)}
             self._watch.shrunk(step, model)
 
         try:
@@ -268,7 +263,7 @@ class Performer:
     def _tell_sizes(self, work: Work) -> None:
         """A call on models that were made smaller by an earlier one says so too: its pixels may differ as well."""
         for step in work.steps:
-            if sizes := self._fitting.get(key_of(step)):
+            if sizes := self._fitting.get(step.key):
                 in_force = " and ".join(f"{name.replace('_', '-')} {value}" for name, value in sizes.items() if value)
                 work.notices.append(f"pin {self._name}: CUDA memory was short before, {step.model} works at {in_force}")
 
@@ -287,7 +282,7 @@ class Performer:
                     f"CUDA out of memory while {step.model} was loaded",
                     remedy=f"raise its num_gpus ({self._share:.2f}) or lower its `resident`",
                 ) from error
-        for name, value in self._fitting.get(key_of(step), {}).items():
+        for name, value in self._fitting.get(step.key, {}).items():
             setattr(model, name, value)
         return model
 

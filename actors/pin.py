@@ -17,18 +17,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import ray
-import torch
 from ray import serve as ray_serve
 
-from actors import cuda
 from actors.catalogue import card
 from actors.cpu import CPU_ENVIRONMENT
 from actors.frames import Carry, FrameBatch
 from actors.model import Dtype, Model, Setup, Step
-from actors.performer import Performer, Work, key_of
 from actors.residency import Residents
 from actors.result import Result
 from cluster.callboard import Callboard
@@ -44,6 +41,9 @@ from cluster.pins import configured_pins
 from cluster.preflight import placed
 from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
+
+if TYPE_CHECKING:
+    from actors.performer import Work
 
 log = logging.getLogger("ray.serve")
 
@@ -77,6 +77,12 @@ class Pin:
         self._replica = ray.get_runtime_context().get_actor_id()
         self._board = Callboard()
         self._writing = Executing(self._replica)
+        # Here and below, not above: who deploys a pin imports this module too, and need not wait for torch.
+        import torch
+
+        from actors import cuda
+        from actors.performer import Performer
+
         if device == "cuda" and not torch.cuda.is_available():
             if LOGICAL_GPUS not in os.environ:
                 raise ClusterError(
@@ -229,6 +235,8 @@ class Pin:
         self._metrics.refresh()
         self._gpu.report()
         if self._device == "cuda":
+            from actors import cuda
+
             self._metrics.vram(*cuda.memory(self._share))
         if self._settings.idle_unload_s:
             self._performer.unload_idle(self._settings.idle_unload_s)
@@ -242,6 +250,8 @@ class Pin:
 
         Its callers see a death, not an error of the model: they repeat their calls on the replica that comes up.
         """
+        from actors import cuda
+
         if isinstance(error, RuntimeError) and cuda.is_lost():
             reason = f"CUDA is lost to its process ({str(error).splitlines()[0]})"
             log.error("pin %s: %s", self._settings.name, reason)
@@ -294,11 +304,11 @@ class Pin:
             model = entry.load(setup)
         finally:
             self._loading = ""
-        self._weights[key_of(step)] = weights
+        self._weights[step.key] = weights
         self._metrics.loaded(
             step.model, len(self._residents.keys) + 1, getattr(model, "micro_batch", 1), getattr(model, "tile", 0)
         )
-        log.info("pin %s: loaded %s on %s as %s", self._settings.name, key_of(step), self._device, self._dtype)
+        log.info("pin %s: loaded %s on %s as %s", self._settings.name, step.key, self._device, self._dtype)
         return model
 
     def _unloaded(self, key: str) -> None:

@@ -13,6 +13,7 @@ import ray
 from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve._private.application_state import StatusOverview
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -23,7 +24,7 @@ from cluster.errors import ClusterError, DeferredError, PinAwayError
 _DEPLOY_SECONDS = 120
 _DEFERRED_SECONDS = 1.0
 _SLICE_SECONDS = 0.5
-#: Between two looks at what comes up: Serve's status costs the asker hundredths of a second for each application.
+#: Between two looks at what comes up.
 _STATUS_SECONDS = 0.4
 _SEE_LOG = "see `serve status` and the pin's log"
 
@@ -53,7 +54,7 @@ def ensure_pins(
     wanted = list(pins)
     # One that is coming up was deployed by somebody else just now, and of one that is unhealthy Serve is replacing what
     # died: deploying them again would replace them at work.
-    there = {name for name, state in ray_serve.status().applications.items() if state.status in _THERE}
+    there = {name for name, state in _statuses().items() if state.app_status.status in _THERE}
     found = [pin.name for pin in wanted if pin.name in there]
     missing = [pin for pin in wanted if pin.name not in there]
     if missing:
@@ -94,7 +95,7 @@ def deploy_all(
 def _deploy(applications: Mapping[str, ray_serve.Application], pins: Collection[str]) -> None:
     if not applications:
         return  # a service whose chains are light needs no pin; Serve refuses to deploy nothing
-    before = set(ray_serve.status().applications)
+    before = set(_statuses())
     try:
         ray_serve.run_many(
             [ray_serve.RunTarget(built, name=name, route_prefix=None) for name, built in applications.items()],
@@ -112,7 +113,7 @@ def _deploy(applications: Mapping[str, ray_serve.Application], pins: Collection[
 def delete_applications(names: Iterable[str]) -> list[str]:
     """Ends those of the named applications that run, one after the other; returns which."""
     _quieten()
-    there = set(ray_serve.status().applications)
+    there = _statuses()
     found = [name for name in names if name in there]
     for name in found:
         ray_serve.delete(name)
@@ -223,14 +224,24 @@ def await_ready(pin: str) -> None:
             return
 
 
+def _statuses() -> dict[str, StatusOverview]:
+    """What Serve says of each application.
+
+    Its public `status()` also rebuilds every deployment's configuration, which costs the asker, who may do nothing but
+    wait, hundredths of a second of CPU each.
+    """
+    client = ray_serve.context._get_global_client(raise_if_no_controller_running=False)
+    return {found.name: found for found in client.list_serve_statuses()} if client else {}
+
+
 def _wait_running(name: str, deadline: float, what: str = "pin") -> None:
     while True:
-        application = ray_serve.status().applications.get(name)
-        status = str(application.status) if application else "NOT_STARTED"
-        if status.endswith("RUNNING"):
+        application = _statuses().get(name)
+        status = application.app_status.status.value if application else "NOT_STARTED"
+        if status == "RUNNING":
             return
-        if status.endswith("DEPLOY_FAILED") or time.monotonic() > deadline:
-            messages = [d.message for d in application.deployments.values() if d.message] if application else []
+        if status == "DEPLOY_FAILED" or time.monotonic() > deadline:
+            messages = [d.message for d in application.deployment_statuses if d.message] if application else []
             raise ClusterError(
                 f"{what} {name}",
                 f"did not come up ({status}): {' '.join(messages) or 'no message from Serve'}"[:600],

@@ -7,29 +7,34 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve._private.application_state import ApplicationStatusInfo, StatusOverview
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusInfo, DeploymentStatusTrigger
+from ray.serve.schema import ApplicationStatus
 
 from cluster import pins
 from cluster.config import PinSettings
 from cluster.errors import ClusterError, PinAwayError, StoppedError, UsageError
 
 
-def status(state: str, message: str) -> Any:
-    deployment = SimpleNamespace(message=message)
-    application = SimpleNamespace(status=state, deployments={"upscale": deployment})
-    return SimpleNamespace(applications={"upscale": application})
+def statuses(state: str, message: str) -> dict[str, StatusOverview]:
+    deployment = DeploymentStatusInfo(
+        "upscale", DeploymentStatus.UPDATING, DeploymentStatusTrigger.UNSPECIFIED, message
+    )
+    application = ApplicationStatusInfo(ApplicationStatus(state))
+    return {"upscale": StatusOverview(application, "upscale", [deployment])}
 
 
 @pytest.mark.parametrize(("state", "patience"), [("DEPLOY_FAILED", 60), ("UNHEALTHY", 0)])
 def test_pin_that_fails_is_told_with_serve_s_message(
     monkeypatch: pytest.MonkeyPatch, state: str, patience: float
 ) -> None:
-    monkeypatch.setattr(pins.ray_serve, "status", lambda: status(state, "no GPU is free"))
+    monkeypatch.setattr(pins, "_statuses", lambda: statuses(state, "no GPU is free"))
     with pytest.raises(ClusterError, match=rf"pin upscale: did not come up \({state}\): no GPU is free"):
         pins._wait_running("upscale", time.monotonic() + patience)
 
 
 def test_pin_that_never_comes_up_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pins.ray_serve, "status", lambda: status("DEPLOYING", ""))
+    monkeypatch.setattr(pins, "_statuses", lambda: statuses("DEPLOYING", ""))
     with pytest.raises(ClusterError, match=r"did not come up \(DEPLOYING\): no message from Serve"):
         pins._wait_running("upscale", time.monotonic())
 
@@ -40,7 +45,7 @@ def test_pin_that_somebody_else_or_serve_is_bringing_up_is_awaited_and_not_repla
 ) -> None:
     states = iter([state, state, "RUNNING"])
     monkeypatch.setattr(pins.ray_serve, "start", lambda **_: None)
-    monkeypatch.setattr(pins.ray_serve, "status", lambda: status(next(states), ""))
+    monkeypatch.setattr(pins, "_statuses", lambda: statuses(next(states), ""))
     monkeypatch.setattr(pins.ray_serve, "run_many", None)  # calling it would raise
     pin = PinSettings(name="upscale", models=("realesr-animevideov3",))
     assert pins.ensure_pins([pin], build=lambda _: pytest.fail("it was built")) == (["upscale"], [])
