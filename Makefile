@@ -38,7 +38,7 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 test: $(VENV)/installed-dev ## lint, and the tests; long ones with reduced counts, down to none, which the summary states
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lint test-service test-jobs test-rest
 
-TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/client tests/cli/test_up.py
+TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/client tests/serve/standing tests/cli/standing
 OTHERS := tests $(TESTS_service:%=--ignore=%)
 TESTS_jobs := -m ray $(OTHERS)
 TESTS_rest := -m 'not ray' $(OTHERS)

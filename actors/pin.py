@@ -37,7 +37,7 @@ from cluster.governor import heat_governor
 from cluster.identity import code_hash
 from cluster.metrics import GpuMetrics, PinMetrics
 from cluster.nvml import Card
-from cluster.pins import configured_pins
+from cluster.pins import configured_pins, told_once
 from cluster.preflight import placed
 from cluster.processes import die_with_parent
 from cluster.weights import StoredWeight, WeightsStore, default_folder
@@ -317,6 +317,7 @@ class Pin:
         log.info("pin %s: unloaded %s", self._settings.name, key)
 
 
+@told_once
 def build(args: dict[str, Any]) -> ray_serve.Application:
     """The Serve application of one pin; on a cluster without GPUs it runs on a CPU and says so.
 

@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import ray
 from pydantic import ValidationError
@@ -19,7 +20,9 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.causes import cause_of
 from cluster.config import PIN_IMPORT_PATH, PinSettings
-from cluster.errors import ClusterError, DeferredError, PinAwayError
+from cluster.errors import ClusterError, DeferredError, PinAwayError, TroupeError
+
+A = TypeVar("A")
 
 _DEPLOY_SECONDS = 120
 _DEFERRED_SECONDS = 1.0
@@ -136,9 +139,30 @@ def _take_away(names: Iterable[str]) -> None:
         ray_serve.delete(name, _blocking=False)
 
 
+def told_once(build: Callable[[A], ray_serve.Application]) -> Callable[[A], ray_serve.Application]:
+    """An application's builder, whose errors Serve passes on as they are. It takes all but its own for passing ones: it
+    would build three times more, each time in a new process, and then show a stack."""
+
+    @wraps(build)
+    def building(args: A) -> ray_serve.Application:
+        try:
+            return build(args)
+        except TroupeError as error:
+            if _is_builder():
+                raise ray_serve.exceptions.RayServeException(str(error)) from error
+            raise
+
+    return building
+
+
+def _is_builder() -> bool:
+    """Whether this process is Serve's, at work on the file that `serve deploy` was given; or else a driver."""
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
 def configured_pins() -> list[PinSettings]:
     """Pins that are deployed together: in Serve's builder those of the file that `serve deploy` was given."""
-    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+    if not _is_builder():
         return list(_together.get())
     details = ray_serve.context._get_global_client().get_serve_details()
     configs = [application.get("deployed_app_config") for application in details["applications"].values()]

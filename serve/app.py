@@ -18,6 +18,7 @@ from ray import serve as ray_serve
 from cluster.config import Config
 from cluster.files import sha256_of
 from cluster.identity import code_hash
+from cluster.pins import told_once
 from serve.ingress import SHUTDOWN_SECONDS as INGRESS_SHUTDOWN_SECONDS
 from serve.ingress import Ingress
 from serve.places import check, data_root, resolved, service_args
@@ -29,6 +30,7 @@ _HEAD = {"node:__internal_head__": 0.001}
 _HEALTH_CHECK_SECONDS = 5.0
 
 
+@told_once
 def build(args: Mapping[str, Any]) -> ray_serve.Application:
     """The application.
 

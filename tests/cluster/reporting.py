@@ -80,6 +80,7 @@ def _main() -> None:
     ray_serve.run(deployment.bind(), name=PIN, route_prefix=None)
     print("reporting", flush=True)
     sys.stdin.read()
+    ray_serve.delete(PIN)
 
 
 if __name__ == "__main__":

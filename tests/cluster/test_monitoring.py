@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import tomllib
 import urllib.parse
 import urllib.request
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +19,7 @@ import yaml
 from cluster.metrics import TABLE, Metric
 from cluster.session import Session
 from tests.cluster.reporting import JOB, PIN, Everything
-from tests.jobs.command import ROOT, run, wait_until
-from tests.media import write_clip
+from tests.jobs.command import ROOT, wait_until
 
 FOLDER = ROOT / "cluster" / "monitoring"
 DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "troupe.json").read_text(encoding="utf-8"))
@@ -179,146 +168,3 @@ def test_everything_that_is_reported_shows_at_ray_s_metrics_port(local_ray: Sess
     wanted = {name for metric in TABLE for name in series_of(metric)}
     wait_until(lambda: wanted <= shown(), "every metric at Ray's metrics port", 90)
     ray.kill(actor)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray that was started by its command.
-
-    Attributes:
-        environment: in which commands join it.
-        discovery: the file in which it names its metrics ports.
-    """
-
-    environment: dict[str, str]
-    discovery: Path
-
-
-@contextmanager
-def ending(
-    arguments: list[str], environment: dict[str, str], log: Path, **options: Any
-) -> Iterator[subprocess.Popen[str]]:
-    """A program that runs for the block, and whose descendants end with it, however they detached themselves."""
-    mark = uuid.uuid4().hex
-    with log.open("w") as output:
-        options.setdefault("stdout", output)
-        process = subprocess.Popen(
-            arguments, env={**environment, "TROUPE_TEST_MARK": mark}, stderr=output, text=True, cwd=ROOT, **options
-        )
-
-        def gone() -> bool:
-            for pid in (pids := _marked(mark)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return process.poll() is not None and not pids
-
-        try:
-            yield process
-        finally:
-            wait_until(gone, "the program and its descendants to end", 60)
-
-
-def _marked(mark: str) -> list[int]:
-    wanted = f"TROUPE_TEST_MARK={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            continue  # it ended while we looked
-    return found
-
-
-@pytest.fixture
-def prometheus() -> str:
-    """Prometheus' path; asked for before Ray is started."""
-    return tool("prometheus")
-
-
-@pytest.fixture
-def started_ray(tmp_path: Path) -> Iterator[Cluster]:
-    """`ray start` with a token, as docs/cluster.md says, in a folder of its own: other Rays may run on this machine."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TROUPE_"))}
-    environment = {
-        **clean,
-        "PYTHONPATH": str(ROOT),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
-        "RAY_free_objects_period_milliseconds": "50",
-        "RAY_free_objects_batch_size": "1",
-    }
-    # Ray's sockets have to have short names.
-    with tempfile.TemporaryDirectory(prefix="tm", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray_command = str(Path(sys.executable).with_name("ray"))
-        options = ["--port=0", "--dashboard-port=0", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}"]
-        log = tmp_path / "ray.log"
-        with ending([ray_command, "start", "--head", "--block", *options], environment, log) as process:
-            discovery = Path(folder) / "prom_metrics_service_discovery.json"
-
-            def address() -> str | None:
-                assert process.poll() is None, log.read_text()
-                found = re.search(r"--address='([\d.:]+)'", log.read_text())
-                return found and found.group(1) if discovery.exists() else None
-
-            yield Cluster({**environment, "RAY_ADDRESS": wait_until(address, "Ray to start", 120)}, discovery)
-
-
-def test_prometheus_scrapes_a_cluster_with_a_pin_and_a_job(
-    prometheus: str, started_ray: Cluster, tiny_weights: Path, tmp_path: Path
-) -> None:
-    config = (FOLDER / "prometheus.yml").read_text(encoding="utf-8")
-    changed = config.replace("/tmp/ray/prom_metrics_service_discovery.json", str(started_ray.discovery))
-    assert changed != config
-    (tmp_path / "prometheus.yml").write_text(changed)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def ask(query: str) -> list[dict[str, Any]]:
-        address = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-        try:
-            answer = json.loads(text_of(address))
-        except OSError:
-            return []  # it is starting
-        assert answer["status"] == "success", query
-        return list(answer["data"]["result"])
-
-    arguments = [
-        prometheus,
-        f"--config.file={tmp_path / 'prometheus.yml'}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    reporting = [sys.executable, "-m", "tests.cluster.reporting"]
-    with (
-        ending(arguments, dict(os.environ), tmp_path / "prometheus.log"),
-        ending(
-            reporting,
-            started_ray.environment,
-            tmp_path / "pin.log",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as pin,
-    ):
-        assert pin.stdout is not None
-        assert pin.stdout.readline() == "reporting\n", (tmp_path / "pin.log").read_text()
-        clip = write_clip(tmp_path / "a.mp4", frames=24, rate=12, width=64, height=48).path
-        chosen = ("--upscale", "realesr-animevideov3", "--matte", "none", "--target", "2", "--json")
-        weights = {"TROUPE_WEIGHTS": str(tiny_weights)}
-        ended = run(clip, "-o", tmp_path / "out", *chosen, environment={**started_ray.environment, **weights})
-        assert ended.code == 0, ended.output + ended.errors
-
-        # What the job's own pin did, and what a pin reports that has seen everything.
-        done = 'ray_troupe_pin_frames_total{model="realesr-animevideov3"}'
-        wait_until(lambda: [item["value"][1] for item in ask(done)] == ["24"], "the frames of the job's pin", 90)
-        for metric in TABLE:
-            for name in series_of(metric):
-                wait_until(lambda name=name: ask(name), f"{name} in Prometheus", 90)  # type: ignore[misc]
-        assert [item["value"][1] for item in ask(f'ray_troupe_pin_frames_total{{pin="{PIN}"}}')] == ["8"]
-        # What the job reported before it ended: all of its frames.
-        frames = f'ray_troupe_job_frames_total{{job_id!="{JOB}"}}'
-        assert [item["value"][1] for item in wait_until(lambda: ask(frames), "the job's frames")] == ["24"]
-        # What the dashboard asks finds something, once there are two scrapes to make a rate of.
-        for query in queries():
-            wait_until(lambda query=query: ask(query), f"an answer to {query}", 90)  # type: ignore[misc]

@@ -143,7 +143,7 @@ async def crowd(base: str, folder: Path, submitters: int, stack: ExitStack) -> C
 def test_crowd_is_served_or_told_to_come_again_in_bounded_memory(
     tmp_path: Path, soak_count: SoakCount, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submitters = soak_count(50, 1000)
+    submitters = soak_count(30, 1000)
     with ExitStack() as stack:
         stack.enter_context(enough_files(4 * submitters + 500))
         server = stack.enter_context(process("serve", str(tmp_path)))

@@ -1,4 +1,4 @@
-"""What happens in a process that joins the Ray with a logical GPU of tests/cli/test_up.py; prints it as JSON."""
+"""What happens in a process that joins the Ray with a logical GPU of this folder; prints it as JSON."""
 
 from __future__ import annotations
 

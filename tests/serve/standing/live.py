@@ -1,6 +1,6 @@
 """The service on a Ray of its own, brought up and down as its operator does, and killed as no operator does.
 
-    with living(port=free_port()) as live:
+    with living() as live:
         live.up()
         httpx2.post(f"{live.base}/v1/tasks", files={"file": clip.read_bytes()})
         live.kill("ray::ServeReplica:service:Runner")
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +50,9 @@ RUNNER, EXPRESS, INGRESS, CONTROLLER, RAYLET, GCS = (
 #: Half a second of a clip is a segment; a 64 pixel clip takes about a second.
 PRESET = {"upscale": "lanczos", "target": "2", "matte": "chroma", "background": "#20405f", "crf": 30}
 LEASE_SECONDS = 4
+SECRET = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+#: So many kills may hit one task by chance; the usual three would make its end a lottery.
+ATTEMPTS = 20
 _COMMAND_SECONDS = 250
 
 
@@ -61,12 +66,13 @@ class Live:
     """
 
     def __init__(self, folder: Path, service: Mapping[str, Any] | None = None, **environ: str) -> None:
-        self.folder, self.data, self.port = folder, folder / "data", _free_port()
+        self.folder, self.port = folder, _free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.service: dict[str, Any] = {
-            "data": str(self.data),
-            "runners": 2,
+            "data": str(folder / "data"),
+            "runners": 1,
             "lease_s": LEASE_SECONDS,
+            "attempts": ATTEMPTS,
             "preset": "light",
             **(service or {}),
         }
@@ -76,6 +82,7 @@ class Live:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "RAY_TMPDIR": str(folder / "ray"),
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",  # ten looks a second are dear where a test waits
             "COLUMNS": "200",
             **environ,
         }
@@ -84,6 +91,16 @@ class Live:
     def path(self) -> Path:
         """Its configuration file."""
         return self.folder / "ray-config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The folder of its tasks."""
+        return Path(self.service["data"])
+
+    @property
+    def database(self) -> str:
+        """URL of its database."""
+        return self.service.get("database") or f"sqlite:///{self.data / 'troupe.db'}"
 
     def up(self) -> str:
         """`troupe up`; what it said."""
