@@ -75,10 +75,6 @@ class Ray:
         """Pids of replicas, whosever."""
         return {each.pid for each in self.processes() if "".join(each.cmdline()).startswith("ray::ServeReplica:")}
 
-    def replicas(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run("status", "--json"))["replicas"]
-        return found
-
 
 def execute(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A Python process that knows nothing of the user's caches, tokens and Rays."""
