@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ def ask(prometheus: str, up: Ray, tmp_path: Path) -> Iterator[Ask]:
         process = subprocess.Popen([prometheus, *arguments, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
 
     def found(query: str) -> list[dict[str, Any]]:
+        time.sleep(0.05)  # it scrapes every few seconds
         address = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
         try:
             answer = json.loads(text_of(address))
