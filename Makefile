@@ -40,7 +40,8 @@ test: $(VENV)/installed-dev ## lint, and every test; long ones with reduced coun
 
 TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/client tests/cli/test_up.py
 OTHERS := tests $(TESTS_service:%=--ignore=%)
-TESTS_jobs := -m ray $(OTHERS)
+# Models know nothing of Ray: their tests need not even be collected.
+TESTS_jobs := -m ray $(OTHERS) $(addprefix --ignore=tests/actors/,matte networks upscale video)
 TESTS_rest := -m 'not ray' $(OTHERS)
 
 # 5 means that PYTEST_ARGS left no test in one of them.
