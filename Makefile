@@ -35,12 +35,13 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 # The tests in three processes, because they mostly wait where a Ray is needed: for processes to start, and for what they
 # have killed. What `troupe up` starts is in one of them: it has a port of its own. Each says what it has to say when it
 # has ended.
-test: $(VENV)/installed-dev ## lint, and the tests; long ones with reduced counts, down to none, which the summary states
+test: $(VENV)/installed-dev ## lint, and every test; long ones with reduced counts, which the summary states
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lint test-service test-jobs test-rest
 
 TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/client tests/serve/standing tests/cli/standing
 OTHERS := tests $(TESTS_service:%=--ignore=%)
-TESTS_jobs := -m ray $(OTHERS)
+# Models know nothing of Ray: their tests need not even be collected.
+TESTS_jobs := -m ray $(OTHERS) $(addprefix --ignore=tests/actors/,matte networks upscale video)
 TESTS_rest := -m 'not ray' $(OTHERS)
 
 # 5 means that PYTEST_ARGS left no test in one of them.

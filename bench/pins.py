@@ -30,7 +30,7 @@ from bench.compare import light_frames
 from bench.environment import run_as_pin
 from bench.job import Job, Probe, staying_ray
 from bench.load import Served, frames_of, quantile
-from bench.models import LIGHT, Case
+from bench.models import Case
 from bench.processes import pss_bytes, tree
 from bench.restage import machine, say
 from bench.setup import LAYOUTS, WARM_FRAMES, Bench
@@ -197,11 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="troupe-bench-") as folder:
         bench = Bench(Path(folder), args.frames, args.rounds, args.threads, tuple(args.pins), args.clip, None, say)
         with staying_ray(bench.weights) as ray:
-            if "heavy" in args.networks:
-                rows += compare(bench, bench.chosen_heavy(), ray, args.share)
-            if "light" in args.networks:
-                bench.write_weights(LIGHT)
-                rows += compare(bench, LIGHT, ray, args.share)
+            for name in args.networks:
+                rows += compare(bench, bench.case(name), ray, args.share)
     print(json.dumps({"machine": facts, "rows": rows}, indent=2) if args.json else table(facts, rows))
 
 

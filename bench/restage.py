@@ -48,16 +48,12 @@ def measure(
     with ExitStack() as stack:
         if {"a", "b", "c"} & set(parts):
             ray = stack.enter_context(staying_ray(bench.weights))
-        heavy_recipe = "b" in parts and "heavy" in networks
-        if "a" in parts or heavy_recipe:
-            heavy = bench.chosen_heavy()
-            if "a" in parts:
-                yield from against_networks(bench, heavy, ray)
-            if heavy_recipe:
-                yield from against_recipe(bench, heavy, ray)
-        if "b" in parts and "light" in networks:
-            bench.write_weights(LIGHT)
-            yield from against_recipe(bench, LIGHT, ray)
+        for name in networks if {"a", "b"} & set(parts) else ():
+            case = bench.case(name)
+            if "a" in parts and name == networks[0]:
+                yield from against_networks(bench, case, ray)
+            if "b" in parts:
+                yield from against_recipe(bench, case, ray)
         if "c" in parts:
             yield from against_graph(bench, ray)
     if "d" in parts:
@@ -124,7 +120,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.restage", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="all unless given")
     both = ("heavy", "light")
-    parser.add_argument("--networks", nargs="+", choices=both, default=both, help="of part b; both unless given")
+    parser.add_argument("--networks", nargs="+", choices=both, default=both, help="of part b; a takes the first")
     parser.add_argument("--frames", type=int, default=24, help="of the heavy clip; light x10, draft x40 (24)")
     parser.add_argument("--seconds", type=float, default=120, help="of the shorter clip of part d (120)")
     parser.add_argument("--settle", type=float, default=30, help="part d samples so long after planning (30)")

@@ -12,7 +12,7 @@ import torch
 from actors.frames import FrameBatch
 from bench.clip import drawn, write_backdrop, write_clip
 from bench.job import Job
-from bench.models import HEAVY, HEAVY_SECONDS, MATTE, TARGET, Bare, Case, write_weights
+from bench.models import HEAVY, HEAVY_SECONDS, LIGHT, MATTE, TARGET, Bare, Case, write_weights
 from cluster.config import BatchSettings, Config, PinSettings, TroupeSettings
 from cluster.weights import WeightsStore
 from jobs.restage.settings import resolve
@@ -68,11 +68,12 @@ class Bench:
         """The background."""
         return write_backdrop(self.folder / "backdrop.png", size)
 
-    def chosen_heavy(self) -> Case:
-        """The heavy networks, whose weights are written then."""
-        if self.heavy is not None:
-            self.write_weights(self.heavy)
-            return self.heavy
+    def case(self, name: str) -> Case:
+        """The `light` or the `heavy` networks, whose weights are written then."""
+        chosen = LIGHT if name == "light" else self.heavy
+        if chosen is not None:
+            self.write_weights(chosen)
+            return chosen
         for case in HEAVY:
             seconds = self._frame_seconds(case)
             self.say(f"{case.label}: {seconds:.2f} s a frame")

@@ -28,6 +28,7 @@ from actors.networks import (
 from actors.networks.checkpoint import State, listing, read_state
 from actors.networks.inpaint import e2fgvi, flow_completion, propainter, sttn
 from actors.networks.tracking import cutie, deaot, xmem
+from actors.networks.unfilled import Unfilled
 from cluster.errors import WeightsError
 
 #: The known families in order of trial. Each is a function beside its network that returns the network in the sizes
@@ -123,7 +124,8 @@ def load_blend(first: Path, second: Path, strength: float) -> Loaded:
 
 def _build(path: Path, state: State) -> Loaded:
     for kind, detect in FAMILIES.items():
-        network = detect(state)
+        with Unfilled():
+            network = detect(state)
         if network is not None:
             dropped = LEFTOVERS.get(kind, ())
             _fill(path, kind, network, {key: value for key, value in state.items() if not key.startswith(dropped)})

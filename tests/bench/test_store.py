@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 import pytest
+from ray import serve as ray_serve
 
-from bench.store import GOAL_MB
+from bench import store
+from cluster.session import Session
 from tests.conftest import SoakCount
-
-ROOT = Path(__file__).parents[2]
-
-pytestmark = pytest.mark.ray
 
 
 @pytest.mark.soak
-def test_object_store_stays_small_on_a_local_ray_and_on_a_started_one(soak_count: SoakCount) -> None:
-    batches = soak_count(0, 200)
-    places = ["local", "started"]
-    command = [sys.executable, "-m", "bench.store", "--on", *places, "--batches", str(batches), "--mb", "10", "--json"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    rows = json.loads(ran.stdout)["rows"]
-    assert [row["place"] for row in rows] == places
+@pytest.mark.timeout(600)
+def test_object_store_stays_small_on_a_local_ray_and_on_a_started_one(
+    local_ray: Session, soak_count: SoakCount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer batches are sent through the local one alone."""
+    batches = soak_count(30, 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "connect", lambda **_: nullcontext(local_ray))
+        rows = [store.measure("local", batches, 10)]
+    for pin in ("bench-first", "bench-second"):
+        ray_serve.delete(pin)
+    if batches == 200:
+        rows.append(store.measure_apart("started", batches, 10))
     for row in rows:
-        assert row["batches"] == batches
-        assert row["batch_mb"] == pytest.approx(10, rel=0.1)
-        assert row["samples"] > batches
+        assert row.batches == batches
+        assert row.batch_mb == pytest.approx(10, rel=0.1)
+        assert row.samples > batches
         # A batch is in the store, and so is what the first pin made of it.
-        assert 2 * row["batch_mb"] < row["peak_mb"] <= GOAL_MB
-        assert row["spilled_mb"] == 0
+        assert 2 * row.batch_mb < row.peak_mb <= store.GOAL_MB
+        assert row.spilled_mb == 0

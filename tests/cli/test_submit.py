@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,17 @@ def test_interrupted_wait_says_how_to_go_on_and_that_way_works(here: Running) ->
 
 @pytest.mark.usefixtures("here")
 def test_server_that_goes_for_good_is_given_up_with_how_to_go_on(tmp_path: Path) -> None:
-    with running_service(tmp_path / "other") as other:
-        command = Command(
-            *("submit", "dance.mkv", "--wait", "--patience", "0.5", "--server", other.url),
-            cwd=Path.cwd(),
-            program=TROUPE,
-        )
-        wait_until(other.count, "the task")
-    ended = command.finish()
-    assert ended.code == 1
-    assert "see whether it runs" in ended.output
-    assert f"--server {other.url}` waits for it" in ended.output
+    with ExitStack() as stack:
+        other = stack.enter_context(running_service(tmp_path / "other"))
+
+        def end_it() -> None:
+            wait_until(other.count, "the task")
+            stack.close()
+
+        ending = threading.Thread(target=end_it)
+        ending.start()
+        result = submit(other, "dance.mkv", "--wait", "--patience", "0.5")
+        ending.join()
+    assert result.exit_code == 1
+    assert "see whether it runs" in result.output
+    assert f"--server {other.url}` waits for it" in result.output

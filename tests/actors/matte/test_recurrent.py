@@ -17,7 +17,7 @@ from actors.networks.rvm import MattingNetwork
 from actors.networks.rvm.matting import Variant
 from cluster.errors import UsageError, WeightsError
 
-FRAMES = 17
+FRAMES = 11
 
 
 def network(variant: Variant) -> MattingNetwork:

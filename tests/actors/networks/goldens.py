@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from actors.networks.unfilled import Unfilled
+
+N = TypeVar("N", bound=nn.Module)
+
 FILE = "networks2.npz"
 
 
 def fill(
-    shared: Path, network: nn.Module, gain: float = 1.0, keep: Sequence[str] = (), ties: str | None = None
-) -> nn.Module:
-    """Weights made from the official names; the network in eval mode.
+    shared: Path, build: Callable[[], N], gain: float = 1.0, keep: Sequence[str] = (), ties: str | None = None
+) -> N:
+    """A network with weights made from the official names, in eval mode.
 
     Args:
         keep: ends of names that stay as constructed; integer buffers always do.
         ties: a network of `ties.json`. Of names that share one tensor officially, the last one's value holds.
     """
+    with Unfilled():
+        network = build()
     folder = shared / "goldens"
     before = {name: value.clone() for name, value in network.state_dict().items()}
     runpy.run_path(str(folder / "fill.py"))["fill_"](network, 0, gain)
@@ -33,27 +40,31 @@ def fill(
         integer = not value.is_floating_point() and not name.endswith("num_batches_tracked")
         if integer or name.endswith(tuple(keep)):
             state[name].copy_(value)
-    for *others, winner in json.loads((folder / "ties.json").read_text())[ties] if ties else ():
+    for *others, winner in stored(folder / "ties.json")[ties] if ties else ():
         for name in others:
             state[name].copy_(state[winner])
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
+@cache
+def stored(path: Path) -> Any:
+    """What a JSON file holds; nobody changes it."""
+    return json.loads(path.read_text())
+
+
 def arrays(shared: Path, entry: str) -> dict[str, Tensor]:
     """Inputs and outputs of one entry by their names."""
-    with np.load(shared / "goldens" / FILE) as stored:
+    with np.load(shared / "goldens" / FILE) as file:
         prefix = f"{entry}/"
         return {
-            name.removeprefix(prefix): torch.from_numpy(stored[name])
-            for name in stored.files
-            if name.startswith(prefix)
+            name.removeprefix(prefix): torch.from_numpy(file[name]) for name in file.files if name.startswith(prefix)
         }
 
 
 def check(shared: Path, entry: str, outputs: Mapping[str, Tensor]) -> None:
     """Every recorded output of the entry is among `outputs`, of the same shape, and within its tolerance."""
-    tolerances = json.loads((shared / "goldens" / "tolerances.json").read_text())[entry]
+    tolerances = stored(shared / "goldens" / "tolerances.json")[entry]
     recorded = arrays(shared, entry)
     assert set(tolerances) == set(outputs)
     for name, tolerance in tolerances.items():
@@ -62,9 +73,15 @@ def check(shared: Path, entry: str, outputs: Mapping[str, Tensor]) -> None:
         assert difference <= tolerance, f"{entry}/{name}: {difference:.2e}, allowed {tolerance:.0e}"
 
 
+def keys(shared: Path) -> Mapping[str, Sequence[tuple[str, Sequence[int]]]]:
+    """Names and shapes of every official state dict, by entry."""
+    found: Mapping[str, Sequence[tuple[str, Sequence[int]]]] = stored(shared / "goldens" / "keys.json")
+    return found
+
+
 def check_keys(shared: Path, entry: str, network: nn.Module) -> None:
     """The state dict has exactly the official names, in the official order, with the official shapes."""
-    official = json.loads((shared / "goldens" / "keys.json").read_text())[entry]
+    official = keys(shared)[entry]
     assert [[name, list(value.shape)] for name, value in network.state_dict().items()] == official
 
 

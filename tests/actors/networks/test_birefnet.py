@@ -32,9 +32,7 @@ def _large_one_is_freed() -> Iterator[None]:
 
 @lru_cache
 def build(shared: Path, entry: str) -> BiRefNet:
-    network = BiRefNet(BACKBONES[entry])
-    goldens.fill(shared, network, 1.2)
-    return network
+    return goldens.fill(shared, lambda: BiRefNet(BACKBONES[entry]), 1.2)
 
 
 def tiny(shared: Path) -> BiRefNet:
@@ -65,25 +63,25 @@ def test_outputs_equal_the_official_implementation(shared: Path, entry: str) -> 
 
 
 @pytest.mark.parametrize(("entry", "millions"), [("birefnet_t", 44.31), ("birefnet_l", 220.18)])
+@pytest.mark.usefixtures("meta")
 def test_sizes_and_keys_are_the_official_ones(shared: Path, entry: str, millions: float) -> None:
-    with torch.device("meta"):
-        network = BiRefNet(BACKBONES[entry])
+    network = BiRefNet(BACKBONES[entry])
     goldens.check_keys(shared, entry, network)
     assert goldens.millions(network) == millions
 
 
 @pytest.mark.parametrize("backbone", SIZES)
+@pytest.mark.usefixtures("meta")
 def test_the_backbone_is_read_from_the_state_dict(backbone: Backbone) -> None:
-    with torch.device("meta"):
-        state = BiRefNet(backbone).state_dict()
-        found = birefnet.detect(state)
+    state = BiRefNet(backbone).state_dict()
+    found = birefnet.detect(state)
     assert found is not None
     assert {name: value.shape for name, value in found.state_dict().items()} == {n: v.shape for n, v in state.items()}
 
 
+@pytest.mark.usefixtures("meta")
 def test_other_backbones_are_another_family() -> None:
-    with torch.device("meta"):
-        state = BiRefNet("swin_t").state_dict()
+    state = BiRefNet("swin_t").state_dict()
     assert birefnet.detect(state | {"bb.patch_embed.proj.weight": torch.zeros(64, 3, 4, 4)}) is None
     assert birefnet.detect({"bb.patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}) is None
 

@@ -17,9 +17,7 @@ from tests.actors.networks import goldens
 
 @lru_cache
 def build(shared: Path, _entry: str = "bisenet") -> BiSeNet:
-    network = BiSeNet()
-    goldens.fill(shared, network, 1.6)
-    return network
+    return goldens.fill(shared, BiSeNet, 1.6)
 
 
 def call(network: BiSeNet, x: Tensor) -> dict[str, Tensor]:
@@ -35,6 +33,7 @@ def test_outputs_equal_the_official_implementation(shared: Path) -> None:
     assert torch.equal(network(x), outputs["out"])
 
 
+@pytest.mark.usefixtures("meta")
 def test_sizes_and_keys_are_the_official_ones(shared: Path) -> None:
     network = BiSeNet()
     goldens.check_keys(shared, "bisenet", network)

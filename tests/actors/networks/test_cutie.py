@@ -24,9 +24,7 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> Cutie:
-    network = goldens.fill(shared, Cutie(), keep=["inv_freq"])
-    assert isinstance(network, Cutie)
-    return network
+    return goldens.fill(shared, Cutie, keep=["inv_freq"])
 
 
 def outputs(network: Cutie, shared: Path, entry: str) -> dict[str, Tensor]:
@@ -72,6 +70,7 @@ def test_a_video_equals_the_official_implementation(network: Cutie, shared: Path
 
 
 @pytest.mark.parametrize(("encoder", "entry"), [("resnet50", "cutie"), ("resnet18", "cutie_small")])
+@pytest.mark.usefixtures("meta")
 def test_state_dict_has_the_official_names_shapes_and_order_and_tells_its_network(
     shared: Path, encoder: Encoder, entry: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ GAINS = {"deaott": 1.4, "r50_deaotl": 1.2}
 
 @pytest.fixture(scope="module")
 def networks(shared: Path) -> dict[str, Any]:
-    return {entry: goldens.fill(shared, DeAOT(*SIZES[entry]), gain=gain) for entry, gain in GAINS.items()}
+    return {entry: goldens.fill(shared, partial(DeAOT, *SIZES[entry]), gain=gain) for entry, gain in GAINS.items()}
 
 
 def outputs(network: DeAOT, shared: Path, entry: str) -> dict[str, Tensor]:
@@ -73,6 +74,7 @@ def test_a_video_equals_the_official_implementation(networks: dict[str, Any], sh
 
 
 @pytest.mark.parametrize("entry", SIZES)
+@pytest.mark.usefixtures("meta")
 def test_state_dict_has_the_official_names_shapes_and_order_and_tells_its_network(shared: Path, entry: str) -> None:
     network = DeAOT(*SIZES[entry])
     goldens.check_keys(shared, entry, network)
@@ -81,6 +83,7 @@ def test_state_dict_has_the_official_names_shapes_and_order_and_tells_its_networ
     built.load_state_dict(network.state_dict(), strict=True)
 
 
+@pytest.mark.usefixtures("meta")
 def test_foreign_state_dicts_are_not_taken_for_deaot() -> None:
     state = DeAOT(channels=16).state_dict()
     assert deaot.detect({}) is None

@@ -16,9 +16,7 @@ from tests.actors.networks import goldens
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> E2FGVI:
-    filled = goldens.fill(shared, E2FGVI(), keep=("update_spynet.mean", "update_spynet.std"))
-    assert isinstance(filled, E2FGVI)
-    return filled
+    return goldens.fill(shared, E2FGVI, keep=("update_spynet.mean", "update_spynet.std"))
 
 
 def outputs(network: E2FGVI, gold: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -45,6 +43,7 @@ def test_outputs_equal_the_official_implementation(shared: Path, network: E2FGVI
 
 
 @pytest.mark.parametrize(("entry", "high_quality"), [("e2fgvi_hq", True), ("e2fgvi", False)])
+@pytest.mark.usefixtures("meta")
 def test_the_state_dict_has_the_official_names_and_is_recognised(shared: Path, entry: str, high_quality: bool) -> None:
     original = E2FGVI(high_quality)
     goldens.check_keys(shared, entry, original)
@@ -54,6 +53,7 @@ def test_the_state_dict_has_the_official_names_and_is_recognised(shared: Path, e
     found.load_state_dict(original.state_dict())
 
 
+@pytest.mark.usefixtures("meta")
 def test_inpainting_networks_do_not_take_each_other_for_their_own(network: E2FGVI) -> None:
     state = network.state_dict()
     assert flow_completion.detect(state) is None

@@ -16,17 +16,13 @@ from tests.actors.networks import goldens
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> LaMa:
-    network = goldens.fill(shared, LaMa(), gain=1.2)
-    assert isinstance(network, LaMa)
-    return network
+    return goldens.fill(shared, LaMa, gain=1.2)
 
 
 @pytest.fixture(scope="module")
 def short(shared: Path) -> LaMa:
     """With two of the 18 blocks, for what does not depend on their number."""
-    network = goldens.fill(shared, LaMa(blocks=2), gain=1.2)
-    assert isinstance(network, LaMa)
-    return network
+    return goldens.fill(shared, lambda: LaMa(blocks=2), gain=1.2)
 
 
 def picture(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -59,6 +55,7 @@ def test_state_dict_has_the_official_names_shapes_and_order(shared: Path, networ
 
 
 @pytest.mark.parametrize("blocks", [1, 9])
+@pytest.mark.usefixtures("meta")
 def test_blocks_are_counted_in_the_state_dict(blocks: int) -> None:
     state = LaMa(blocks).state_dict()
     found = detect(state)

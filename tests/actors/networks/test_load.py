@@ -23,6 +23,7 @@ from actors.networks.rvm import MattingNetwork
 from actors.networks.rvm.matting import Variant
 from actors.networks.srvgg import SRVGGNetCompact
 from cluster.errors import WeightsError
+from tests.actors.networks import goldens
 from tests.actors.networks.onnxwriter import onnx_model
 
 Wrapped = dict[str, Any]
@@ -73,8 +74,9 @@ def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path, state: dict[str, Te
 
 
 def test_no_official_name_begins_like_a_prefix(shared: Path) -> None:
-    keys = json.loads((shared / "goldens" / "keys.json").read_text())
-    assert not [(net, name) for net, names in keys.items() for name, _ in names if name.startswith(PREFIXES)]
+    assert not [
+        (net, name) for net, names in goldens.keys(shared).items() for name, _ in names if name.startswith(PREFIXES)
+    ]
 
 
 def test_keys_with_and_without_a_prefix_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -106,6 +108,12 @@ def test_the_network_is_ready_for_inference(tmp_path: Path) -> None:
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
     assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+
+
+def test_no_weights_are_drawn_that_the_file_s_replace(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path, before = save(tmp_path / "net.pth", state), torch.get_rng_state()
+    assert_same(load_network(path).network, state)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_checkpoint_in_the_old_file_format_loads(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -395,22 +403,21 @@ FILES: dict[str, Callable[[dict[str, Tensor]], Wrapped]] = {
 
 def of_shapes(shared: Path, entry: str) -> dict[str, Tensor]:
     """The state dict of an official network, of ones that take no memory."""
-    keys = json.loads((shared / "goldens" / "keys.json").read_text())[entry]
     whole = ("num_batches_tracked", "relative_position_index", "valid_ind_rolled", "rel_ind")
     ones = {True: torch.ones((), dtype=torch.int64), False: torch.ones(())}
-    return {name: ones[name.endswith(whole)].expand(shape) for name, shape in keys}
+    return {name: ones[name.endswith(whole)].expand(shape) for name, shape in goldens.keys(shared)[entry]}
 
 
 def test_every_official_network_has_its_family(shared: Path) -> None:
-    assert KINDS.keys() == json.loads((shared / "goldens" / "keys.json").read_text()).keys()
+    assert KINDS.keys() == goldens.keys(shared).keys()
     assert {KINDS[entry] for entry in FILES} == load.FAMILIES.keys() - {"ferplus"}  # whose file is ONNX
 
 
 @pytest.mark.parametrize("entry", KINDS)
+@pytest.mark.usefixtures("meta")
 def test_a_state_dict_is_its_own_family_and_no_other(shared: Path, entry: str) -> None:
     state = of_shapes(shared, entry)
-    with torch.device("meta"):
-        found = {kind: network for kind, detect in load.FAMILIES.items() if (network := detect(state)) is not None}
+    found = {kind: network for kind, detect in load.FAMILIES.items() if (network := detect(state)) is not None}
     assert list(found) == ([KINDS[entry]] if KINDS[entry] else [])
     for network in found.values():
         shapes = {name: value.shape for name, value in network.state_dict().items()}

@@ -18,9 +18,7 @@ from tests.actors.networks import goldens
 
 @lru_cache
 def build(shared: Path, _entry: str = "modnet") -> MODNet:
-    network = MODNet()
-    goldens.fill(shared, network, 1.6, ties="modnet")
-    return network
+    return goldens.fill(shared, MODNet, 1.6, ties="modnet")
 
 
 def call(network: MODNet, x: Tensor) -> dict[str, Tensor]:
@@ -35,6 +33,7 @@ def test_outputs_equal_the_official_implementation(shared: Path) -> None:
     assert torch.equal(network(x), outputs["matte"])
 
 
+@pytest.mark.usefixtures("meta")
 def test_sizes_and_keys_are_the_official_ones(shared: Path) -> None:
     network = MODNet()
     goldens.check_keys(shared, "modnet", network)

@@ -19,13 +19,13 @@ from tests.actors.networks import goldens
 
 
 @pytest.fixture(scope="module")
-def completion(shared: Path) -> nn.Module:
-    return goldens.fill(shared, FlowCompletion(), gain=1.3)
+def completion(shared: Path) -> FlowCompletion:
+    return goldens.fill(shared, FlowCompletion, gain=1.3)
 
 
 @pytest.fixture(scope="module")
-def painter(shared: Path) -> nn.Module:
-    return goldens.fill(shared, ProPainter())
+def painter(shared: Path) -> ProPainter:
+    return goldens.fill(shared, ProPainter)
 
 
 def first_output(module: nn.Module, call: Callable[[], object]) -> Tensor:
@@ -37,8 +37,7 @@ def first_output(module: nn.Module, call: Callable[[], object]) -> Tensor:
     return seen[0]
 
 
-def completion_outputs(network: nn.Module, gold: dict[str, Tensor]) -> dict[str, Tensor]:
-    assert isinstance(network, FlowCompletion)
+def completion_outputs(network: FlowCompletion, gold: dict[str, Tensor]) -> dict[str, Tensor]:
     flows, masks = (gold["flow_f"], gold["flow_b"]), gold["masks"]
     ahead, back = network.predict(flows, masks)
     combined = network(flows, masks)[0]
@@ -60,8 +59,7 @@ def painter_inputs(gold: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tenso
     )
 
 
-def painter_outputs(network: nn.Module, gold: dict[str, Tensor]) -> dict[str, Tensor]:
-    assert isinstance(network, ProPainter)
+def painter_outputs(network: ProPainter, gold: dict[str, Tensor]) -> dict[str, Tensor]:
     inputs = painter_inputs(gold)
     frames, _, masks, missing, local = inputs
     fused: list[Tensor] = []
@@ -85,12 +83,12 @@ def painter_outputs(network: nn.Module, gold: dict[str, Tensor]) -> dict[str, Te
 
 
 @torch.no_grad()
-def test_flow_completion_equals_the_official_one(shared: Path, completion: nn.Module) -> None:
+def test_flow_completion_equals_the_official_one(shared: Path, completion: FlowCompletion) -> None:
     goldens.check(shared, "propainter_flow", completion_outputs(completion, goldens.arrays(shared, "propainter_flow")))
 
 
 @torch.no_grad()
-def test_propainter_equals_the_official_one(shared: Path, painter: nn.Module) -> None:
+def test_propainter_equals_the_official_one(shared: Path, painter: ProPainter) -> None:
     goldens.check(shared, "propainter", painter_outputs(painter, goldens.arrays(shared, "propainter")))
 
 
@@ -101,6 +99,7 @@ def test_propainter_equals_the_official_one(shared: Path, painter: nn.Module) ->
         ("propainter", ProPainter, propainter.detect, 39_429_667),
     ],
 )
+@pytest.mark.usefixtures("meta")
 def test_the_state_dict_has_the_official_names_and_is_recognised(
     shared: Path, entry: str, network: type[nn.Module], detect: Callable[..., nn.Module | None], parameters: int
 ) -> None:
@@ -112,12 +111,13 @@ def test_the_state_dict_has_the_official_names_and_is_recognised(
     assert sum(value.numel() for value in found.parameters()) == parameters
 
 
+@pytest.mark.usefixtures("meta")
 def test_neither_network_takes_the_other_for_its_own() -> None:
     assert flow_completion.detect(ProPainter().state_dict()) is None
     assert propainter.detect(FlowCompletion().state_dict()) is None
 
 
-def test_every_tensor_of_the_state_dict_matters(shared: Path, completion: nn.Module, painter: nn.Module) -> None:
+def test_every_tensor_of_the_state_dict_matters(shared: Path, completion: FlowCompletion, painter: ProPainter) -> None:
     gold = goldens.arrays(shared, "propainter_flow")
     assert goldens.dead(completion, lambda: completion_outputs(completion, gold).values()) == set()
     gold = goldens.arrays(shared, "propainter")
@@ -139,7 +139,7 @@ def clip(
 
 
 @torch.no_grad()
-def test_two_clips_at_once_are_as_two_calls(painter: nn.Module, completion: nn.Module) -> None:
+def test_two_clips_at_once_are_as_two_calls(painter: ProPainter, completion: FlowCompletion) -> None:
     one, two = clip(3, 2, 44, 72, seed=1), clip(3, 2, 44, 72, seed=2)
     two[2][:] = 0  # a clip without holes beside one with
     both = [torch.cat(pair) for pair in ((one[0], two[0]), (one[2], two[2]))]
@@ -157,14 +157,16 @@ def test_two_clips_at_once_are_as_two_calls(painter: nn.Module, completion: nn.M
 
 @torch.no_grad()
 @pytest.mark.parametrize(("count", "local", "height", "width"), [(2, 1, 36, 52), (5, 5, 100, 64)])
-def test_other_sizes_and_numbers_of_frames(painter: nn.Module, count: int, local: int, height: int, width: int) -> None:
+def test_other_sizes_and_numbers_of_frames(
+    painter: ProPainter, count: int, local: int, height: int, width: int
+) -> None:
     result = painter(*clip(count, local, height, width, seed=1))
     assert result.shape == (1, local, 3, height, width)
     assert result.isfinite().all()
 
 
 @torch.no_grad()
-def test_only_windows_with_holes_look_at_other_frames(painter: nn.Module) -> None:
+def test_only_windows_with_holes_look_at_other_frames(painter: ProPainter) -> None:
     attention = painter.get_submodule("transformers.transformer.0.attention")
     tokens = torch.rand(1, 4, 5, 18, 512)
     other = tokens.clone()
@@ -177,7 +179,7 @@ def test_only_windows_with_holes_look_at_other_frames(painter: nn.Module) -> Non
     assert change[:, 0, :, 9:].max() == 0
 
 
-def test_wrong_sizes_and_counts_are_refused(painter: nn.Module, completion: nn.Module) -> None:
+def test_wrong_sizes_and_counts_are_refused(painter: ProPainter, completion: FlowCompletion) -> None:
     with pytest.raises(ValueError, match="multiples of 4, got 72x42"):
         painter(*clip(3, 2, 42, 72, seed=1))
     with pytest.raises(ValueError, match="at least two frames"):
@@ -204,7 +206,7 @@ def test_holes_take_pixels_along_the_flow_and_tell_what_is_missing() -> None:
     assert missing[0, 0, 0, 1].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
 
 
-def test_a_network_can_be_copied_after_use(completion: nn.Module) -> None:
+def test_a_network_can_be_copied_after_use(completion: FlowCompletion) -> None:
     with torch.inference_mode():
         _, flows, masks, _, _ = clip(2, 2, 16, 16, seed=1)
         assert torch.equal(copy.deepcopy(completion)(flows, masks)[0], completion(flows, masks)[0])

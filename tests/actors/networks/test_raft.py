@@ -26,9 +26,7 @@ def entry(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def network(shared: Path, entry: str) -> RAFT:
-    network = goldens.fill(shared, NETWORKS[entry](), ties=TIES[entry])
-    assert isinstance(network, RAFT)
-    return network
+    return goldens.fill(shared, NETWORKS[entry], ties=TIES[entry])
 
 
 def frames(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from actors.networks.rvm import MattingNetwork, build_rvm
 from actors.networks.rvm.matting import Refiner, Variant
+from tests.actors.networks import goldens
 
 GOLDENS: list[tuple[str, Variant, Refiner, float]] = [
     ("rvm_mnv3", "mobilenetv3", "deep_guided_filter", 1.8),
@@ -47,15 +47,17 @@ def test_outputs_and_states_equal_the_official_network(
 
 @pytest.mark.parametrize("variant", ["mobilenetv3", "resnet50"])
 @pytest.mark.parametrize("refiner", ["deep_guided_filter", "fast_guided_filter"])
+@pytest.mark.usefixtures("meta")
 def test_state_dict_has_the_official_names_shapes_and_order(shared: Path, variant: Variant, refiner: Refiner) -> None:
     suffix = "" if refiner == "deep_guided_filter" else "_fast_guided_filter"
-    official = json.loads((shared / "goldens" / "keys.json").read_text())[f"rvm_{variant}{suffix}"]
+    official = goldens.keys(shared)[f"rvm_{variant}{suffix}"]
     ours = [[name, list(tensor.shape)] for name, tensor in MattingNetwork(variant, refiner).state_dict().items()]
     assert ours == official
 
 
 @pytest.mark.parametrize("variant", ["mobilenetv3", "resnet50"])
 @pytest.mark.parametrize("refiner", ["deep_guided_filter", "fast_guided_filter"])
+@pytest.mark.usefixtures("meta")
 def test_a_state_dict_alone_tells_its_network(variant: Variant, refiner: Refiner) -> None:
     state = MattingNetwork(variant, refiner).state_dict()
     built = build_rvm(state)

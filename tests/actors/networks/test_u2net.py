@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,8 @@ EVERY = [*ENTRIES, "isnet"]
 
 @lru_cache
 def build(shared: Path, entry: str) -> nn.Module:
-    known = {e: U2Net(width, deeper) for e, _, width, deeper, _ in VARIANTS if e == entry}
-    return goldens.fill(shared, known.get(entry) or ISNet(), GAIN)
+    known = {e: partial(U2Net, width, deeper) for e, _, width, deeper, _ in VARIANTS if e}
+    return goldens.fill(shared, known.get(entry, ISNet), GAIN)
 
 
 def call(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -50,6 +49,7 @@ def test_outputs_equal_the_official_implementation(shared: Path, entry: str) -> 
 
 
 @pytest.mark.parametrize(("keys", "width", "deeper", "millions"), [v[1:] for v in VARIANTS])
+@pytest.mark.usefixtures("meta")
 def test_sizes_and_keys_are_the_official_ones(
     shared: Path, keys: str, width: Width, deeper: bool, millions: float
 ) -> None:
@@ -63,6 +63,7 @@ def test_sizes_and_keys_are_the_official_ones(
     assert isnet.detect(network.state_dict()) is None
 
 
+@pytest.mark.usefixtures("meta")
 def test_isnet_has_the_official_size_and_keys(shared: Path) -> None:
     network = ISNet()
     goldens.check_keys(shared, "isnet", network)
@@ -97,7 +98,7 @@ def test_a_single_pixel_has_a_mask(shared: Path) -> None:
 @pytest.fixture
 def anime(shared: Path) -> dict[str, Tensor]:
     """The keys of SkyTNT's Lightning file: the network, and the encoder of masks that supervised its training."""
-    keys = json.loads((shared / "goldens" / "keys.json").read_text())["isnet_gt_encoder"]
+    keys = goldens.keys(shared)["isnet_gt_encoder"]
     state = {
         f"net.{key}": torch.rand(()).to(value.dtype).expand(value.shape) for key, value in ISNet().state_dict().items()
     }

@@ -12,21 +12,15 @@ from actors.networks.x3d import CLIPS, DEEP, SHALLOW, X3D, Clip, detect
 from tests.actors.networks import goldens
 
 
-def filled(shared: Path, network: X3D) -> X3D:
-    result = goldens.fill(shared, network, gain=1.4)
-    assert isinstance(result, X3D)
-    return result
-
-
 @pytest.fixture(scope="module")
 def network(shared: Path) -> X3D:
-    return filled(shared, X3D())
+    return goldens.fill(shared, X3D, gain=1.4)
 
 
 @pytest.fixture(scope="module")
 def short(shared: Path) -> X3D:
     """With two blocks a stage, one of each kind, for what does not depend on their number."""
-    return filled(shared, X3D(depths=(2, 2, 2, 2), classes=9))
+    return goldens.fill(shared, lambda: X3D(depths=(2, 2, 2, 2), classes=9), gain=1.4)
 
 
 def clip(count: int, frames: int, height: int, width: int) -> Tensor:
@@ -49,7 +43,7 @@ def outputs(network: X3D, x: Tensor) -> dict[str, Tensor]:
 @torch.inference_mode()
 @pytest.mark.parametrize("made_for", [None, CLIPS["s"]])
 def test_outputs_equal_the_official_network(shared: Path, made_for: Clip | None) -> None:
-    network = filled(shared, X3D(clip=made_for))
+    network = goldens.fill(shared, lambda: X3D(clip=made_for), gain=1.4)
     x = goldens.arrays(shared, "x3d_s")["x"]
     goldens.check(shared, "x3d_s", outputs(network, x) | {"out": network(x)})
 
@@ -57,6 +51,7 @@ def test_outputs_equal_the_official_network(shared: Path, made_for: Clip | None)
 @pytest.mark.parametrize(
     ("entry", "depths"), [("x3d_xs", SHALLOW), ("x3d_s", SHALLOW), ("x3d_m", SHALLOW), ("x3d_l", DEEP)]
 )
+@pytest.mark.usefixtures("meta")
 def test_state_dict_has_the_official_names_shapes_and_order(shared: Path, entry: str, depths: tuple[int, ...]) -> None:
     network = X3D(depths)
     goldens.check_keys(shared, entry, network)

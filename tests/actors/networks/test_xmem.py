@@ -23,9 +23,7 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> XMem:
-    network = goldens.fill(shared, XMem(), gain=1.2)
-    assert isinstance(network, XMem)
-    return network
+    return goldens.fill(shared, XMem, gain=1.2)
 
 
 def outputs(network: XMem, shared: Path, entry: str) -> dict[str, Tensor]:
@@ -70,6 +68,7 @@ def test_state_dict_has_the_official_names_shapes_and_order(network: XMem, share
 
 
 @pytest.mark.parametrize("sizes", [(64, 512, 64, 512), (16, 64, 8, 32)])
+@pytest.mark.usefixtures("meta")
 def test_a_state_dict_alone_tells_its_network(sizes: tuple[int, int, int, int]) -> None:
     state = XMem(*sizes).state_dict()
     built = xmem.detect(state)
