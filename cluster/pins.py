@@ -157,7 +157,8 @@ def told_once(build: Callable[[A], ray_serve.Application]) -> Callable[[A], ray_
 
 def _is_builder() -> bool:
     """Whether this process is Serve's, at work on the file that `serve deploy` was given; or else a driver."""
-    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+    # Asked of a process without Ray, it would start one.
+    return ray.is_initialized() and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
 def configured_pins() -> list[PinSettings]:

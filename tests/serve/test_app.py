@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from cluster.config import Config
 from cluster.errors import UsageError
@@ -29,6 +30,7 @@ def test_settings_that_no_replica_could_start_with_are_refused_when_it_is_deploy
     monkeypatch.setenv("TROUPE_WEBHOOK_SECRET", secret)
     with pytest.raises(UsageError, match=named):
         build(service_args(settings(tmp_path, **service)))
+    assert not ray.is_initialized()  # nobody who only asks gets a Ray
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,37 @@ def made(live: Live, short: Path, long: Path, tmp_path_factory: pytest.TempPathF
     return {clip: live.expected(clip, tmp_path_factory.mktemp("expected")) for clip in (short, long)}
 
 
-def begun(live: Live, client: httpx2.Client, clip: Path, segments: int = 4) -> str:
-    """A task that is in the midst of its segments."""
+@contextmanager
+def held_back(pid: int) -> Iterator[None]:
+    """A runner gets on at a tenth of its speed, to its end if that comes first."""
+    over = threading.Event()
+
+    def hold_back() -> None:
+        with suppress(ProcessLookupError):
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.18)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.02)
+
+    holding = threading.Thread(target=hold_back)
+    holding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holding.join()
+
+
+@contextmanager
+def at_work(live: Live, client: httpx2.Client, clip: Path, segments: int = 4) -> Iterator[tuple[str, int]]:
+    """A task in the midst of its segments, and the process id of its runner, which is held back: nothing else decides
+    how far it gets."""
     task_id = live.submit(client, clip)
-    wait_until(lambda: len(live.segments(task_id)) >= segments, "segments")
-    return task_id
+    runner = wait_until(lambda: live.worker(task_id), "a runner")
+    with held_back(runner):
+        wait_until(lambda: len(live.segments(task_id)) >= segments, "segments")
+        yield task_id, runner
 
 
 def result(client: httpx2.Client, task_id: str) -> bytes:
@@ -130,10 +156,10 @@ def test_webhook_tells_of_the_end_once_and_its_signature_verifies(
 def test_running_task_is_cancelled_within_seconds_and_nothing_of_it_is_left(
     live: Live, client: httpx2.Client, long: Path
 ) -> None:
-    task_id = begun(live, client, long)
-    asked = time.monotonic()
-    assert client.delete(f"/v1/tasks/{task_id}").status_code == 202
-    task = live.finished(client, task_id)
+    with at_work(live, client, long) as (task_id, _):
+        asked = time.monotonic()
+        assert client.delete(f"/v1/tasks/{task_id}").status_code == 202
+        task = live.finished(client, task_id)
     assert time.monotonic() - asked < 5
     assert task["state"] == "cancelled"
     wait_until(lambda: not folder_of(live, task_id).exists(), "its folder to go", 5)
@@ -143,10 +169,8 @@ def test_running_task_is_cancelled_within_seconds_and_nothing_of_it_is_left(
 def test_killed_runners_task_is_finished_by_another_one_behind_its_last_segment(
     live: Live, client: httpx2.Client, long: Path, made: dict[Path, bytes]
 ) -> None:
-    task_id = begun(live, client, long)
-    killed = live.worker(task_id)
-    assert killed is not None
-    os.kill(killed, signal.SIGKILL)
+    with at_work(live, client, long) as (task_id, killed):
+        os.kill(killed, signal.SIGKILL)
     before = live.segments(task_id)
     wait_until(lambda: live.worker(task_id) not in (None, killed), "another runner")
     wait_until(lambda: len(live.segments(task_id)) > len(before), "its first segment")
@@ -192,35 +216,10 @@ async def task_in(live: Live, task_id: str) -> Task:
     return found
 
 
-@contextmanager
-def held_back(pid: int) -> Iterator[None]:
-    """A runner gets on at a tenth of its speed, to its end if that comes first."""
-    over = threading.Event()
-
-    def hold_back() -> None:
-        with suppress(ProcessLookupError):
-            while not over.is_set():
-                os.kill(pid, signal.SIGSTOP)
-                time.sleep(0.18)
-                os.kill(pid, signal.SIGCONT)
-                time.sleep(0.02)
-
-    holding = threading.Thread(target=hold_back)
-    holding.start()
-    try:
-        yield
-    finally:
-        over.set()
-        holding.join()
-
-
 def test_down_gives_tasks_back_and_up_goes_on_behind_their_last_segments(
     live: Live, client: httpx2.Client, long: Path, made: dict[Path, bytes]
 ) -> None:
-    task_id = begun(live, client, long)
-    runner = live.worker(task_id)
-    assert runner is not None
-    with held_back(runner):
+    with at_work(live, client, long) as (task_id, _):
         live.down()
     task, before = asyncio.run(task_in(live, task_id)), live.segments(task_id)
     assert (task.state, task.attempts, task.finished) == ("queued", 0, None)
