@@ -87,7 +87,7 @@ def test_processes_killed_in_the_middle_of_transactions_leave_a_consistent_store
 ) -> None:
     said: Counter[tuple[str, str]] = Counter()
     count = 0
-    for _ in range(soak_count(2, 25)):
+    for _ in range(soak_count(1, 25)):
         workers = started(database, 2)
         time.sleep(random.uniform(0.6, 1.2))
         for worker in workers:
