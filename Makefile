@@ -38,7 +38,7 @@ install: $(VENV)/installed ## make .venv with the troupe command in it
 test: $(VENV)/installed-dev ## lint, and every test; long ones with reduced counts, which the summary states
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lint test-service test-jobs test-rest
 
-TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/client tests/serve/standing tests/cli/standing
+TESTS_service := $(wildcard tests/serve/test_*.py) tests/serve/standing tests/cli/standing
 OTHERS := tests $(TESTS_service:%=--ignore=%)
 # Models know nothing of Ray: their tests need not even be collected.
 TESTS_jobs := -m ray $(OTHERS) $(addprefix --ignore=tests/actors/,matte networks upscale video)
