@@ -247,4 +247,5 @@ def _json(body: dict[str, str]) -> bytes:
 def _decoders() -> int:
     """Decoding processes: children of this process's fork servers."""
     this = psutil.Process()
-    return len(set(this.children(recursive=True)) - set(this.children()))
+    servers = set(this.children())  # first, for they may end meanwhile
+    return len(set(this.children(recursive=True)) - servers)

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from actors.video.image import encode_still
@@ -181,15 +183,18 @@ def test_a_decoder_that_dies_or_hangs_of_an_image_is_named(
 
 def servers() -> set[int]:
     """Process ids of the fork servers that this process has."""
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = {int(pid) for listed in children for pid in listed.read_text().split()}
-    return {pid for pid in pids if b"actors.video.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "actors.video.fork_server" in child.cmdline():
+                found.add(child.pid)
+    return found
 
 
 def test_closing_and_dropping_leave_no_process() -> None:
     before = servers()
     closed = Stills(LIMITS)
-    assert len(servers() - before) == 1
+    wait_for(lambda: len(servers() - before) == 1)
     closed.close()
     closed.close()
     wait_for(lambda: servers() <= before)
@@ -197,7 +202,7 @@ def test_closing_and_dropping_leave_no_process() -> None:
         closed.decode(encoded(picture(1), ".png"), "a.png")
     dropped = Stills(LIMITS)
     dropped.decode(encoded(picture(1), ".png"), "a.png")
-    assert len(servers() - before) == 1
+    wait_for(lambda: len(servers() - before) == 1)
     del dropped
     gc.collect()
     wait_for(lambda: servers() <= before)
