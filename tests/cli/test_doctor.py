@@ -16,8 +16,6 @@ from cluster.weights import WeightsStore
 COMMAND = "import typer; from cli.doctor import doctor; typer.run(doctor)"
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.ray
-
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which may start a Ray; nothing of the user's folders is looked at."""

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 _JOB = """
 import ray
 from cluster.session import connect
@@ -19,8 +17,6 @@ with connect(num_cpus=1):
         return os.environ["TROUPE_TEST"]
     print(ray.get(task(value).remote(), timeout=60))
 """
-
-pytestmark = pytest.mark.ray
 
 
 def test_local_ray_starts_workers_when_the_path_of_python_has_a_space(tmp_path: Path) -> None:

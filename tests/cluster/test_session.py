@@ -14,8 +14,6 @@ from cluster import session
 from cluster.errors import ClusterError, UsageError
 from cluster.session import check_ray_version, connect, is_submitted_job, messages_on_stderr, use_token
 
-pytestmark = pytest.mark.ray
-
 
 def test_another_ray_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     check_ray_version()
