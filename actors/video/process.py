@@ -31,7 +31,7 @@ class Child:
     """One decoding process for one input. It ends with this object, too.
 
     Args:
-        name: the input's, for errors. It can be set later.
+        name: the input's, for errors.
         limits: `stall_seconds` bounds every wait.
         memory: the descriptor of memory that it shares; it has it as `wire.MEMORY`.
         beat: called about every `BEAT_SECONDS` while `receive` waits; may raise, and the child is then to be closed.
@@ -44,7 +44,7 @@ class Child:
     def __init__(
         self, name: str, limits: Limits, memory: int | None = None, beat: Beat = nothing, forks: Forks = FORKS
     ) -> None:
-        self.name = name
+        self._name = name
         self._limits, self._beat = limits, beat
         self._unpacker = Unpacker()
         self._last_words = bytearray()
@@ -60,12 +60,6 @@ class Child:
     def pid(self) -> int:
         """Process id."""
         return self._pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended yet."""
-        self._await_end(0)
-        return self._code is None
 
     def send(self, message: Message) -> None:
         """Write one message."""
@@ -85,7 +79,7 @@ class Child:
         message, blob = found
         if message["op"] == "error":
             self.close()
-            raise MediaError(self.name, message["reason"], place=message["place"], remedy=message["remedy"])
+            raise MediaError(self._name, message["reason"], place=message["place"], remedy=message["remedy"])
         return message, blob
 
     def close(self) -> None:
@@ -95,7 +89,7 @@ class Child:
         self._talk.close()
         with contextlib.suppress(OSError):  # it has ended already
             self._life.shutdown(socket.SHUT_WR)  # for which its server kills it
-        self._await_end(_END_SECONDS)
+        self._await_end()
         self._listen()
         self._life.close()
         self._words.close()
@@ -125,7 +119,7 @@ class Child:
                 continue
             self.close()
             raise MediaError(
-                self.name,
+                self._name,
                 f"its decoder stalled: no frame within {self._limits.stall_seconds:g} s",
                 remedy="the file may be hostile or the machine overloaded; raise limits.stall_seconds to wait longer",
             )
@@ -148,20 +142,20 @@ class Child:
         del self._last_words[:-_LAST_WORDS]
         return said != b""
 
-    def _await_end(self, seconds: float) -> None:
+    def _await_end(self) -> None:
         """Its exit code, once it has ended."""
         if self._code is not None or self._words.closed:
             return
         poll = select.poll()
         poll.register(self._life, select.POLLIN)
-        if poll.poll(seconds * 1000):
+        if poll.poll(_END_SECONDS * 1000):
             told = self._life.recv(NUMBER.size)
             # Its server's end is its own.
             self._code = NUMBER.unpack(told)[0] if told else -signal.SIGKILL
 
     def _gone(self) -> MediaError:
         """What became of it."""
-        self._await_end(_END_SECONDS)
+        self._await_end()
         code = self._code
         self.close()
         if code is not None and code < 0:
@@ -171,10 +165,10 @@ class Child:
                 name = f"signal {-code}"
             hint = _HINTS.get(-code, "")
             return MediaError(
-                self.name,
+                self._name,
                 f"its decoder was ended by {name}{hint}",
                 remedy="the file may be hostile: try to convert it first",
             )
         lines = self._last_words.decode(errors="replace").strip().splitlines()
         last = f": {lines[-1][:_LAST_LINE]}" if lines else ""
-        return MediaError(self.name, f"its decoder ended with exit code {code}{last}")
+        return MediaError(self._name, f"its decoder ended with exit code {code}{last}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.standing.live import TROUPE, Ray, execute
+from tests.apart import TROUPE
+from tests.cli.standing.live import Ray, execute
 
 
 @pytest.fixture(scope="package")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from typing import Any
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parents[3]
-TROUPE = ("-c", "from cli.main import app; app()")
+from tests import apart
+from tests.apart import TROUPE
 
 
 @dataclass
@@ -85,17 +84,8 @@ def execute(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the user's but what every program needs."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TROUPE_"))}
-    return environ | {
-        "TROUPE_LOGICAL_GPUS": "1",
-        "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_TMPDIR": str(folder / "ray"),
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",  # ten looks a second are dear where a test waits
-        "COLUMNS": "200",
-    }
+    """One in which a GPU may be only a number."""
+    return apart.environment(folder, TROUPE_LOGICAL_GPUS="1")
 
 
 def joined(folder: Path, function: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from cluster.metrics import TABLE
-from tests.cli.standing.live import ROOT, Ray, environment
+from tests.apart import ROOT
+from tests.cli.standing.live import Ray, environment
 from tests.cluster.reporting import JOB, PIN
 from tests.cluster.test_monitoring import FOLDER, queries, series_of, text_of, tool
 from tests.jobs.command import wait_until

@@ -34,11 +34,11 @@ import yaml
 from bench.processes import Process, tree
 from cluster.config import load_config
 from cluster.processes import started_at
-from tests.jobs.command import PATIENCE, ROOT, wait_until
+from tests.apart import TROUPE, environment
+from tests.jobs.command import PATIENCE, wait_until
 from tests.jobs.inprocess import restage
 from tests.media import Look, write_green_screen
 
-TROUPE = ("-c", "from cli.main import app; app()")
 RUNNER, EXPRESS, INGRESS, CONTROLLER, RAYLET, GCS = (
     "ray::ServeReplica:service:Runner",
     "ray::ServeReplica:service:ExpressRunner",
@@ -76,16 +76,7 @@ class Live:
             "preset": "light",
             **(service or {}),
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TROUPE_"))}
-        self.environ = inherited | {
-            "PYTHONPATH": str(ROOT),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            "RAY_TMPDIR": str(folder / "ray"),
-            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",  # ten looks a second are dear where a test waits
-            "COLUMNS": "200",
-            **environ,
-        }
+        self.environ = environment(folder, **environ)
 
     @property
     def path(self) -> Path:
